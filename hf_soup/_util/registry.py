@@ -18,6 +18,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
+from hf_soup._util.users_code import users_code
 from hf_soup.errors import RecipeError, SoupError
 
 
@@ -101,14 +102,9 @@ def load_offered(kind: str, offered: metadata.EntryPoint) -> Any:
             f"Several packages offer the {kind} '{offered.name}': {', '.join(packages)}.",
             hint="Uninstall all but one of them.",
         )
-    try:
+    owner = f"The package '{offered.dist.name if offered.dist else offered.value}' offers the {kind} '{offered.name}'"
+    with users_code(f"{owner}, and cannot be imported", RecipeError, "Upgrade the package, or uninstall it."):
         return offered.load()
-    except (Exception, SystemExit) as error:  # importing a stranger's module may raise anything
-        raise RecipeError(
-            f"The package '{offered.dist.name if offered.dist else offered.value}' offers the {kind} "
-            f"'{offered.name}', and cannot be imported: {type(error).__name__}: {error}",
-            hint="Upgrade the package, or uninstall it.",
-        ) from error
 
 
 T = TypeVar("T", bound=Registered)
@@ -183,13 +179,9 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{owner} '{offered.name}', and {offered.value} defines none of that name.",
                 hint=f"The entry point has the name of the function that is registered as a {self.kind}.",
             )
-        try:
+        annotations = f"{owner} '{offered.name}', and its annotations cannot be read"
+        with users_code(annotations, RecipeError, "Upgrade the package, or uninstall it."):
             _ = self.loaded[offered.name].allowed
-        except Exception as error:  # annotations may name anything
-            raise RecipeError(
-                f"{owner} '{offered.name}', and its annotations cannot be read: {type(error).__name__}: {error}",
-                hint="Upgrade the package, or uninstall it.",
-            ) from error
 
     def __contains__(self, name: object) -> bool:
         return name in self.loaded or name in self._offered

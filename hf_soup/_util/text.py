@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def some(names: Sequence[str] | Mapping[str, object], most: int = 4) -> str:
@@ -88,10 +89,25 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
+def near(word: str, known: Iterable[str]) -> str:
+    """The nearest of the names that there are, in brackets; nothing where none is near.
+
+    >>> near("slect", ["method", "select"]), near("base", ["base_model"]), near("x", ["method"])
+    (' (did you mean `select`?)', ' (did you mean `base_model`?)', '')
+    """
+    names = list(known)
+    close = difflib.get_close_matches(word, names, 1) or [name for name in names if len(word) > 2 and word in name]
+    return f" (did you mean `{close[0]}`?)" if close else ""
+
+
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
     if type(error).__name__ == "UnidentifiedImageError":  # Pillow's names an object at an address
         return "it is no image that Pillow can read"
     if isinstance(error, SystemExit):
         return f"it ends the process, by sys.exit({'' if error.code is None else repr(error.code)})"
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 -- a stranger's class
+        text = ""
+    return text.strip().split("\n")[0] or type(error).__name__

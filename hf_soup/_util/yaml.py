@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
@@ -81,6 +81,26 @@ def parse_yaml(text: str) -> Any:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         # What PyYAML raises for a value that its tag, or its looks, do not fit: `!!int foo`, `2001-99-99`.
         raise yaml.YAMLError(f"a value is not what it looks like: {error}") from None
+
+
+def line_of(text: str, place: Sequence[int | str]) -> int:
+    """The line of a value in YAML, from 1 on; of what it is in, where it is not there itself; 0 where that is all.
+
+    >>> text = "a: 1\\nb:\\n- c: 2\\n"
+    >>> line_of(text, ["b", 0, "c"]), line_of(text, ["b", 0, "data", "d"]), line_of(text, ["e"])
+    (3, 3, 0)
+    """
+    node, line = yaml.compose(text, Loader=_Loader), 0
+    for part in place:
+        inner: dict[Any, Any] = {}
+        if isinstance(node, yaml.MappingNode):
+            inner = {key.value: (key, value) for key, value in node.value}
+        elif isinstance(node, yaml.SequenceNode):
+            inner = {number: (value, value) for number, value in enumerate(node.value)}
+        if part in inner:
+            written, node = inner[part]
+            line = written.start_mark.line + 1
+    return line
 
 
 class _Dumper(yaml.SafeDumper):

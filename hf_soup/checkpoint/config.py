@@ -77,6 +77,9 @@ def read_config(config: Mapping[str, Any], name: str) -> PreTrainedConfig:
     if not isinstance(config, Mapping):
         raise IncompatibleError(f"The config of {name} is no JSON object but {type(config).__name__}.")
     model_type = config.get("model_type")
+    if model_type is None and "pretrained_cfg" in config:
+        architecture = shortened_value(config.get("architecture"))
+        raise IncompatibleError(f"{name} is a model of timm ({architecture}), not of transformers.")
     if not isinstance(model_type, str) or not model_type:
         raise IncompatibleError(
             f"The config of {name} does not say what model it is: its 'model_type' is {model_type!r}.",

@@ -104,7 +104,8 @@ def _opened(
     try:
         repo = hub.resolve(repo_id, ingredient.revision, token=token, whole=whole)
     except ResolveError as error:
-        raise _nowhere(ingredient) if inside and error.code == "gone" else error from None
+        bare = inside or "/" not in repo_id
+        raise _nowhere(ingredient) if bare and error.code == "gone" else error from None
     return _open_repo(repo, inside, allow_pickle, partial(base_of, named=ingredient.base))
 
 
@@ -463,7 +464,11 @@ def _require_transformer_first(source: FileSource, name: str) -> None:
 
 
 #: Files that say which other library a folder is of.
-_LAYOUTS = {"model_index.json": "a pipeline of diffusers", "open_clip_config.json": "a model of open_clip"}
+_LAYOUTS = {
+    "model_index.json": "a pipeline of diffusers",
+    "open_clip_config.json": "a model of open_clip",
+    "pytorch_lora_weights.safetensors": "a LoRA for a pipeline of diffusers",
+}
 _BESIDE = "\nThen put config.json and the tokenizer's files beside what comes out."
 
 

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -29,32 +29,9 @@ from hf_soup.cli.push import push
 from hf_soup.errors import SoupError, without_credentials
 from hf_soup.merging import close_all
 
-#: Commands that had other names before the first release.
-_RENAMED = {"forage": "search"}
-#: Options that were there before the first release, and what to do instead: what click finds similar may be dangerous.
-_GONE = {
-    ("check", "--plot"): "the numbers of the picture are in `--json`",
-    ("cook", "--pr"): "`hf-soup push --pr` opens a pull request",
-    ("cook", "--tag"): "`hf-soup push --tag` makes a tag",
-    ("push", "--force"): "weights that were changed after cooking are not pushed as that soup; cook it again",
-}
-
 
 class _InOrder(click.Group):
     """Lists commands in the order in which they are used."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _RENAMED:
-            raise click.UsageError(f"`{cmd_name}` is called `{_RENAMED[cmd_name]}` now.", ctx)
-        return super().get_command(ctx, cmd_name)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.NoSuchOption as error:
-            if instead := _GONE.get((str(error.ctx and error.ctx.info_name), error.option_name)):
-                raise click.UsageError(f"There is no `{error.option_name}` any more: {instead}.", error.ctx) from None
-            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -92,7 +92,7 @@ def codes_of(allow: Sequence[str]) -> list[str]:
 
 
 def data_of(
-    data: str | None, test: str | None, task: str | None, metric: str | None, functions: Sequence[str] = ()
+    data: Sequence[str], test: Sequence[str], task: str | None, metric: str | None, functions: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The keys of a recipe that ``--data``, ``--test``, ``--task``, ``--metric`` and ``--validation`` stand for."""
     if (data or test) and not task:
@@ -100,10 +100,11 @@ def data_of(
     if (task or metric) and not (data or test):
         raise click.UsageError("--task and --metric say how to look at data: name them with --data or --test.")
     named, measured = {"validation": data, "test": test}, {"metric": metric} if metric else {}
+    kind = "name" if task == "lm-eval" else "dataset"
     looked_at: dict[str, list[dict[str, Any]]] = {
-        key: [{**_dataset(value, "name" if task == "lm-eval" else "dataset"), "task": task, **measured}]
-        for key, value in named.items()
-        if value
+        key: [{**_dataset(each, kind), "task": task, **measured} for each in every]
+        for key, every in named.items()
+        if every
     }
     if functions:
         looked_at["validation"] = [*looked_at.get("validation", []), *({"function": each} for each in functions)]

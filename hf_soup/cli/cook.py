@@ -14,7 +14,7 @@ import click
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import codes_of, data_of, recipe_of
-from hf_soup.cli.options import ALLOW, DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient
+from hf_soup.cli.options import ALLOW, DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient, show
 from hf_soup.errors import PublishError
 
 
@@ -27,8 +27,8 @@ from hf_soup.errors import PublishError
 @ALLOW
 @click.option("--set", "parameters", multiple=True, metavar="KEY=VALUE", help="A parameter of the selection or method.")
 @click.option("--weights", metavar="W,W,…", help="A weight for each model, in their order.")
-@click.option("--data", metavar="DATA[:SPLIT]", help="Validation data, which selection may look at.")
-@click.option("--test", metavar="DATA[:SPLIT]", help="Test data, which are looked at once, at the end.")
+@click.option("--data", multiple=True, metavar="DATA[:SPLIT]", help="Validation data, which selection may look at.")
+@click.option("--test", multiple=True, metavar="DATA[:SPLIT]", help="Test data, which are looked at once, at the end.")
 @VALIDATION
 @TASK
 @METRIC
@@ -54,9 +54,9 @@ def cook(
     method: str | None,
     select: str | None,
     allow: tuple[str, ...],
-    data: str | None,
+    data: tuple[str, ...],
     validation: tuple[str, ...],
-    test: str | None,
+    test: tuple[str, ...],
     task: str | None,
     metric: str | None,
     parameters: tuple[str, ...],
@@ -108,7 +108,7 @@ def cook(
         )  # fmt: skip
     if dry_run:
         planned = preview(recipe, out, stream=stream)
-        click.echo(json.dumps(planned, indent=2) if as_json else printable(tables.plan(planned)))
+        show(json.dumps(planned, indent=2) if as_json else printable(tables.plan(planned)))
         return
     if push:
         # What would stop the push stops it now, and not after hours of work.
@@ -143,9 +143,9 @@ def cook(
             "resumed": soup.resumed,
             "pushed": pushed and pushed.to_dict(),
         }
-        click.echo(json.dumps(report, indent=2))
+        show(json.dumps(report, indent=2))
         return
-    click.echo(printable(tables.soup(soup)))
+    show(printable(tables.soup(soup)))
     repo = [update.soup, "--pr"] if update and update.revision else ["OWNER/NAME"]
     following = shlex.join(["hf-soup", "push", str(soup.folder), *repo])
-    click.echo(tables.pushed(pushed) if pushed else f"Next: {following}")
+    show(tables.pushed(pushed) if pushed else f"Next: {following}")

@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from hf_soup._util.logs import PrintableLogger
+from hf_soup._util.text import near
 from hf_soup.cli import method_help
-from hf_soup.cli.options import JSON
+from hf_soup.cli.options import JSON, patient, show
 from hf_soup.errors import RecipeError
 
 logger = PrintableLogger(__name__)
@@ -28,11 +29,12 @@ def methods(name: str | None, as_json: bool) -> None:
     from hf_soup.recipe import renamed
     from hf_soup.selection import SELECTIONS
 
+    patient()
     every: dict[str, Mapping[str, Any]] = {"methods": METHODS, "selections": SELECTIONS}
     known = [each for registry in every.values() for each in sorted(registry)]
     if name is not None and name not in known:
         hint = f"Known are: {', '.join(known)}."
-        raise RecipeError(f"There is no method or selection '{name}'{renamed(name)}.", hint=hint)
+        raise RecipeError(f"There is no method or selection '{name}'{renamed(name) or near(name, known)}.", hint=hint)
     chosen: dict[str, list[Any]] = {title: [] for title in every}
     for title, registry in every.items():
         for each in sorted(registry):
@@ -43,8 +45,8 @@ def methods(name: str | None, as_json: bool) -> None:
                     raise
                 logger.warning(error.message)  # the others are listed all the same
     if as_json:
-        click.echo(json.dumps(method_help.as_data(chosen), indent=2))
+        show(json.dumps(method_help.as_data(chosen), indent=2))
     elif name is None:
-        click.echo(method_help.listed(chosen))
+        show(method_help.listed(chosen))
     else:
-        click.echo("\n\n\n".join(method_help.whole(each) for registry in chosen.values() for each in registry))
+        show("\n\n\n".join(method_help.whole(each) for registry in chosen.values() for each in registry))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 import click
 
-from hf_soup._util.text import printable
+from hf_soup._util.text import near, printable
 from hf_soup.errors import SoupError
 
 MODELS = (
@@ -25,7 +27,7 @@ def _task(context: click.Context, option: click.Parameter, value: str | None) ->
     from hf_soup.recipe import task_names
 
     if value is not None and value not in (known := [*task_names(), "lm-eval"]):
-        raise click.BadParameter(f"'{value}' is not one of {', '.join(known)}.")
+        raise click.BadParameter(f"'{value}' is not one of {', '.join(known)}{near(value, known)}.")
     return value
 
 
@@ -58,12 +60,12 @@ def tell(report: dict[str, Any], text: str, as_json: bool, *files: Callable[[], 
         except SoupError as error:
             failed.append(error)
     if not as_json:
-        click.echo(printable(text))
+        show(printable(text))
     elif failed:
-        click.echo(json.dumps(report | as_data(failed[0]), indent=2))
+        show(json.dumps(report | as_data(failed[0]), indent=2))
         click.get_current_context().exit(1)
     else:
-        click.echo(json.dumps(report, indent=2))
+        show(json.dumps(report, indent=2))
     if failed:
         raise failed[0]
 
@@ -74,7 +76,17 @@ def as_data(error: SoupError) -> dict[str, Any]:
 
 
 def patient() -> None:
-    """Give every request to the Hub a timeout, and the client's log silence."""
+    """Give every request to the Hub a timeout, the client's log silence, and the results of a command stdout alone:
+    what functions of the user's and other packages print goes to stderr.
+    """
     from hf_soup.hub import patient as be_patient
 
+    context = click.get_current_context()
+    context.obj = sys.stdout
+    context.with_resource(redirect_stdout(sys.stderr))
     be_patient()
+
+
+def show(text: str) -> None:
+    """Print a result."""
+    click.echo(text, file=click.get_current_context().obj)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hf_soup.cli import tables
-from hf_soup.cli.options import JSON, patient
+from hf_soup.cli.options import JSON, patient, show
 
 
 @click.command()
@@ -32,6 +32,6 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     patient()
     done = Soup.open(folder).push(repo, **options)
     if as_json:
-        click.echo(json.dumps({**done.to_dict(), "tag": options["tag"]}))
+        show(json.dumps({**done.to_dict(), "tag": options["tag"]}))
     else:
-        click.echo(tables.pushed(done))
+        show(tables.pushed(done))

@@ -10,13 +10,13 @@ import click
 from hf_soup._util.text import printable
 from hf_soup.cli import tables
 from hf_soup.cli.arguments import data_of
-from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient
+from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALIDATION, patient, show
 
 
 @click.command(epilog=MODELS)
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--recipe", type=click.Path(path_type=Path), help="Whose data to use.")
-@click.option("--data", metavar="DATA[:SPLIT]", help="The data, without a recipe.")
+@click.option("--data", multiple=True, metavar="DATA[:SPLIT]", help="The data, without a recipe.")
 @VALIDATION
 @TASK
 @METRIC
@@ -26,7 +26,7 @@ from hf_soup.cli.options import DEVICE, JSON, METRIC, MODELS, QUIET, TASK, VALID
 def score(
     models: tuple[str, ...],
     recipe: Path | None,
-    data: str | None,
+    data: tuple[str, ...],
     validation: tuple[str, ...],
     task: str | None,
     metric: str | None,
@@ -44,13 +44,13 @@ def score(
     from hf_soup.recipe import Recipe
     from hf_soup.workflows.score import score as measure
 
-    if (recipe is None) == (data is None and not validation):
+    if (recipe is None) == (not data and not validation):
         raise click.UsageError("Name the data: --data and --task, --validation, or --recipe.")
     patient()
-    looked_at = data_of(None, data, task, metric, validation)
+    looked_at = data_of((), data, task, metric, validation)
     asked = Recipe.load(recipe) if recipe else Recipe(ingredients=models, **looked_at)
     scores = measure(models, asked, device=device, quiet=quiet)
     if as_json:
-        click.echo(json.dumps({"scores": scores}, indent=2))
+        show(json.dumps({"scores": scores}, indent=2))
     else:
-        click.echo(printable(f"{tables.unit(scores)}.\n\n{tables.table(scores)}"))
+        show(printable(f"{tables.unit(scores)}.\n\n{tables.table(scores)}"))

@@ -7,7 +7,7 @@ import json
 import click
 
 from hf_soup.cli import tables
-from hf_soup.cli.options import JSON, MODELS, QUIET, patient
+from hf_soup.cli.options import JSON, MODELS, QUIET, patient, show
 
 
 @click.command(epilog=MODELS)
@@ -49,6 +49,6 @@ def verify(
     found = examine(
         model, score=score, map=where, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, quiet=quiet
     )
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else tables.verified(found))
+    show(json.dumps(found.to_dict(), indent=2) if as_json else tables.verified(found))
     if found.verdict in (DIFFERENT, UNVERIFIABLE):
         ctx.exit(3)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hf_soup._util.text import first_line
+from hf_soup._util.text import first_line, near
 from hf_soup.errors import ResolveError, ScoringError
 from hf_soup.evaluation.statistics import Ints
 from hf_soup.hub import cut_off
@@ -257,7 +257,7 @@ def _choose(title: str, spec: str | None, splits: Mapping[str, Any]) -> tuple[di
         spec = next(iter(splits))
     for part in spec.split("+"):
         if part.partition("[")[0].strip() not in splits:
-            raise ScoringError(f"{title} has no split '{part.strip()}': {there}.")
+            raise ScoringError(f"{title} has no split '{part.strip()}'{near(part.strip(), splits)}: {there}.")
     try:
         instruction = datasets.ReadInstruction.from_spec(spec.strip())
         chosen = instruction.to_absolute({name: len(table) for name, table in splits.items()})

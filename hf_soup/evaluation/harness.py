@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hf_soup._util.text import first_line
+from hf_soup._util.text import first_line, near
 from hf_soup._util.version import version
 from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
@@ -32,7 +32,7 @@ from hf_soup.evaluation.chat_template import rendered
 from hf_soup.evaluation.clusters import in_clusters
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.encoded_rows import key_of
-from hf_soup.evaluation.model import require_head
+from hf_soup.evaluation.model import hand_out, require_head
 from hf_soup.evaluation.statistics import (
     Floats,
     Ints,
@@ -201,12 +201,8 @@ class HarnessDataset(EvalDataset):
         """What the harness makes of the model's answers, in the order of requests."""
         import torch
         from lm_eval.api.instance import Instance
-        from transformers import GenerationConfig
 
-        model.eval()  # type: ignore[no-untyped-call]
-        model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-        if self.generation:
-            model.generation_config = GenerationConfig.from_dict(dict(self.generation))
+        hand_out(model, device, self.generation)
         answers: list[Any] = [None] * len(requests)
         limit = BatchLimit.of(self, self.title)
         size = min(self.scoring.batch_size, limit.most or self.scoring.batch_size)
@@ -362,20 +358,8 @@ def harness_datasets(
             f"`task: lm-eval` needs lm-evaluation-harness, which cannot be imported: {first_line(error)}.",
             hint="Install it: pip install 'hf-soup[lm]'.",
         ) from error
-    from transformers import GenerationConfig
-
     require_head(template.config, "causal-lm")
     tokenizer = donors_tokenizer(template.folder)
-    settings, generation = template.folder / "generation_config.json", {}
-    if settings.is_file():
-        try:
-            generation = json.loads(settings.read_bytes())
-            GenerationConfig.from_dict(generation)
-        except Exception as error:  # a stranger's file, of which transformers may make anything
-            raise ScoringError(
-                f"Cannot read the donor's generation_config.json: {first_line(error)}",
-                hint="Mend or remove it: it says how the models write.",
-            ) from error
     found: dict[int, HarnessDataset] = {}
     in_tests: set[bytes] = set()
     order = sorted(range(len(asked)), key=lambda place: asked[place][0] != "test")
@@ -385,7 +369,7 @@ def harness_datasets(
             loaded, digests = _loaded(scoring, tokenizer, in_tests if role == "validation" else set())
         # What models answer depends on the donor's files too: tokenizer, template, settings for what they write.
         fingerprint = key_of(loaded.fingerprint, template.folder, [Path(__file__)])
-        found[place] = replace(loaded, fingerprint=fingerprint, tokenizer=tokenizer, generation=generation)
+        found[place] = replace(loaded, fingerprint=fingerprint, tokenizer=tokenizer, generation=template.generation)
         if role == "test":
             in_tests |= digests
     return [found[place] for place in range(len(asked))]
@@ -477,10 +461,10 @@ def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:
         elif scoring.name not in own.task_index:
             manager = TaskManager(include_path=folder, include_defaults=True)  # which takes ten seconds
             if scoring.name not in manager.task_index:
-                near = difflib.get_close_matches(scoring.name, manager.all_tasks, 5, 0.5)
+                close = difflib.get_close_matches(scoring.name, manager.all_tasks, 5, 0.5)
                 raise ScoringError(
                     f"lm-evaluation-harness {version('lm-eval')} has no task '{scoring.name}'.",
-                    hint=f"Near it are: {', '.join(near)}." if near else "`lm-eval ls tasks` prints all.",
+                    hint=f"Near it are: {', '.join(close)}." if close else "`lm-eval ls tasks` prints all.",
                 )
     else:
         manager = own
@@ -510,7 +494,7 @@ def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:
             splits = list(getattr(task, "dataset", None) or ())
             if scoring.split not in splits:
                 raise ScoringError(
-                    f"The data of '{task.task_name}' have no split '{scoring.split}'.",
+                    f"The data of '{task.task_name}' have no split '{scoring.split}'{near(scoring.split, splits)}.",
                     hint=f"They have {', '.join(map(str, splits)) or 'none that has a name'}.",
                 )
             task.set_config("test_split", scoring.split)
@@ -576,7 +560,8 @@ def _metric_of(scoring: HarnessScoring, tasks: Sequence[Any]) -> tuple[str, bool
     metric = next((each for each in known if wanted in (None, each, each.partition(",")[0])), None)
     if metric is None or any(metric.partition(",")[0] not in task.aggregation() for task in tasks):
         raise ScoringError(
-            f"The task '{scoring.name}' has no metric '{wanted}'.", hint=f"It has {', '.join(known) or 'none'}."
+            f"The task '{scoring.name}' has no metric '{wanted}'{near(str(wanted), known)}.",
+            hint=f"It has {', '.join(known) or 'none'}.",
         )
     return metric, not first.higher_is_better().get(metric.partition(",")[0], True)
 

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from hf_soup._util.text import first_line
+from hf_soup._util.text import first_line, near
+from hf_soup._util.users_code import users_code
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
 from hf_soup.evaluation.formulas import CLASS_METRICS, LOSSES, MULTI_LABEL_METRICS, REGRESSION_METRICS, rows_right
@@ -21,6 +22,8 @@ from hf_soup.evaluation.statistics import Floats, Ints, Metric, accuracy_of, boo
 from hf_soup.hub import cut_off
 from hf_soup.recipe import Score, is_local_path
 
+#: Of what users' functions return: sums and squares of it are finite too.
+LARGEST = 1e100
 #: All names that mean the same everywhere.
 BUILT_IN = tuple({**CLASS_METRICS, **MULTI_LABEL_METRICS, **REGRESSION_METRICS})
 
@@ -56,11 +59,14 @@ def find(metric: str, trusted: bool = False, built_in: Mapping[str, Metric] = CL
     if re.fullmatch(r"[\w.]+:\w+", metric):
         return _by_rows(metric, own_function(metric, "metric"))
     if not trusted:
-        raise ScoringError(
-            f"There is no built-in metric '{metric}'.",
-            hint=f"Built in are {', '.join(built_in)}. An `evaluate` metric of the Hub is code that runs here: "
-            "read it, and say `trust_remote_code: true` beside `metric`.",
-        )
+        typo, code = near(metric, built_in), ""
+        if not typo:
+            code = (
+                " An `evaluate` metric of the Hub is code that runs here: read it, and say `trust_remote_code: true` "
+            )
+            code += "beside `metric`."
+        hint = f"Built in are {', '.join(built_in)}.{code}"
+        raise ScoringError(f"There is no built-in metric '{metric}'{typo}.", hint=hint)
     return _of_script(metric, path.name)
 
 
@@ -84,21 +90,17 @@ def own_function(name: str, what: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # where `python -m` looks; the module may import its neighbours later
-    try:
+    hint = "`module:function` names a module that is installed, on PYTHONPATH or in the current folder."
+    with users_code(f"Cannot import the {what} '{name}'", hint=hint):
         ran = importlib.import_module(module)
         digest = content_hash(Path(ran.__spec__.origin)) if ran.__spec__ and ran.__spec__.origin else ""
         if _RAN.setdefault(module, digest) != digest:
             importlib.reload(ran)
             _RAN[module] = digest
-        found = getattr(ran, function)
-    except (Exception, SystemExit) as error:  # whatever the user's module raises
-        raise ScoringError(
-            f"Cannot import the {what} '{name}': {first_line(error)}.",
-            hint="`module:function` names a module that is installed, on PYTHONPATH or in the current folder.",
-        ) from error
-    if not callable(found):
-        raise ScoringError(f"The {what} '{name}' is no function but {found!r}.")
-    return cast("Callable[..., Any]", found)
+        called = getattr(ran, function)
+        if not callable(called):
+            raise ScoringError(f"The {what} '{name}' is no function but {called!r}.")
+        return cast("Callable[..., Any]", called)
 
 
 @cache
@@ -132,16 +134,12 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
     """A metric that wants every row by itself."""
 
     def one(references: Ints, predictions: Ints) -> float:
-        try:
+        with users_code(f"The metric '{name}' fails on {len(references):,} rows"):
             given = function(references, predictions)
             if isinstance(given, str | bytes):
                 raise TypeError(f"{given!r} is a text and no number")
             value = float(given)
-        except ScoringError:
-            raise
-        except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise ScoringError(f"The metric '{name}' fails on {len(references):,} rows: {first_line(error)}") from error
-        if not np.isfinite(value):
+        if not abs(value) <= LARGEST:
             raise ScoringError(
                 f"The metric '{name}' gives {value} on {len(references):,} rows.",
                 hint="Use more rows, or another metric. Intervals draw rows again, and then a class may be missing.",

@@ -84,6 +84,22 @@ def build_model(
     return result
 
 
+def hand_out(model: PreTrainedModel, device: str, generation: Mapping[str, Any] | None = None) -> None:
+    """Make a model what ``from_pretrained`` gives, for code that asks it: in eval mode, on its device, and with the
+    settings of ``generation_config.json``, or of its config where there are none.
+
+    Args:
+        model: One of `build_model`, which has no folder to read settings from. Code that had it may have changed them.
+        device: Where it goes.
+        generation: The settings; None for code that lets it write nothing.
+    """
+    model.eval()  # type: ignore[no-untyped-call]
+    model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
+    if generation is not None and model.can_generate():
+        kind = model.generation_config_class
+        model.generation_config = kind.from_dict({**generation}) if generation else kind.from_model_config(model.config)
+
+
 def require_head(config: Mapping[str, Any], task: str) -> None:
     """Refuse models that have another head than a task is for, before anything is fetched.
 
@@ -230,9 +246,7 @@ def answers(
     """
     import torch
 
-    model.eval()  # type: ignore[no-untyped-call]
-    model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-
+    hand_out(model, device)
     bounds = limit or BatchLimit("a batch")
 
     def answer(rows: Ints) -> NDArray[Any]:

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import numpy as np
 
 from hf_soup._util.text import first_line
+from hf_soup._util.users_code import users_code
 from hf_soup.checkpoint import Kind, excess, panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import MeanOfRows, Outputs
-from hf_soup.evaluation.metrics import own_function
+from hf_soup.evaluation.metrics import LARGEST, own_function
+from hf_soup.evaluation.model import hand_out
 from hf_soup.evaluation.statistics import Floats, Ints
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.hub import ASSETS
@@ -83,27 +85,23 @@ class FunctionDataset(MeanOfRows):
         import torch
 
         function = own_function(self.scoring.function, "function")
-        model.eval()  # type: ignore[no-untyped-call]
-        model.to(device)  # type: ignore[arg-type]  # transformers types its wrapper as taking no string
-        with tempfile.TemporaryDirectory(prefix="hf-soup-") as folder, torch.random.fork_rng(), torch.no_grad():
+        named = f"The function '{self.scoring.function}'"
+        hint = "It is called as `score(model, processor)`, or as `score(folder)` where an argument has that name."
+        with (
+            tempfile.TemporaryDirectory(prefix="hf-soup-") as folder,
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            users_code(f"{named} fails", hint=hint),
+        ):
             torch.manual_seed(0)
-            try:
-                names = [name for name, each in inspect.signature(function).parameters.items() if _asks(each)]
-                if "folder" in names:
-                    model.save_pretrained(folder)
-                    shutil.copytree(self.template.folder, folder, dirs_exist_ok=True)
-                    given = function(folder=Path(folder))
-                else:
-                    given = function(model, self._processor) if len(names) > 1 else function(model)
-            except ScoringError:
-                raise
-            except (Exception, SystemExit) as error:  # whatever the user's code raises
-                raise ScoringError(
-                    f"The function '{self.scoring.function}' fails: {type(error).__name__}: {first_line(error)}",
-                    hint="It is called as `score(model, processor)`, or as `score(folder)` where an argument has that "
-                    "name.",
-                ) from error
-        return self._looked_at(given)
+            names = [name for name, each in inspect.signature(function).parameters.items() if _asks(each)]
+            if "folder" in names:
+                hand_out(model, device)
+                model.save_pretrained(folder)
+                shutil.copytree(self.template.folder, folder, dirs_exist_ok=True)
+                return _numbers(function(folder=Path(folder)), named)
+            hand_out(model, device, self.template.generation)
+            return _numbers(function(model, self._processor) if len(names) > 1 else function(model), named)
 
     @cached_property
     def _processor(self) -> Any:
@@ -126,27 +124,6 @@ class FunctionDataset(MeanOfRows):
                 return AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
         except Exception as error:  # a stranger's files, and no common class; tokenizers raises Exception itself
             raise ScoringError(f"Cannot read the models' processor: {first_line(error)}", hint=hint) from error
-
-    def _looked_at(self, given: object) -> Outputs:
-        named = f"The function '{self.scoring.function}'"
-        try:
-            values = np.asarray(given.tolist() if hasattr(given, "tolist") else given, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            values = np.empty((0, 0))
-        lacking = given is None or (isinstance(given, list | tuple) and any(each is None for each in given))
-        if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or lacking:
-            raise ScoringError(
-                f"{named} gives {_shown(given)}, and not a number or a number for each row.",
-                hint="Return one number, where more is better, or a list of them, one for each row.",
-            )
-        if not np.isfinite(values).all():
-            at = "" if values.ndim == 0 else f" for row {int(np.flatnonzero(~np.isfinite(values))[0])}"
-            wrong = values[~np.isfinite(values)][0] if values.ndim else values[()]
-            raise ScoringError(
-                f"{named} gives {wrong}{at}.",
-                hint="Look at the function, and at the dtype of the weights (float16 overflows at 65,504).",
-            )
-        return values
 
     def fits(self, outputs: Outputs) -> bool:
         """Nothing is kept on the disk."""
@@ -204,6 +181,23 @@ def _asks(parameter: inspect.Parameter) -> bool:
     )
 
 
-def _shown(given: object) -> str:
-    shape = getattr(given, "shape", None)
-    return f"{type(given).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''} {str(given)[:80]!r}"
+def _numbers(given: object, named: str) -> Outputs:
+    """What the function gives: finite numbers, one or one for each row."""
+    try:
+        values = np.asarray(given.tolist() if hasattr(given, "tolist") else given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.empty((0, 0))
+    lacking = given is None or (isinstance(given, list | tuple) and any(each is None for each in given))
+    if values.ndim > 1 or not values.size or isinstance(given, str | bytes | complex) or lacking:
+        shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
+        raise ScoringError(
+            f"{named} gives {type(given).__name__}{shape} {str(given)[:80]!r}, and not a number or a number for each "
+            "row.",
+            hint="Return one number, where more is better, or a list of them, one for each row.",
+        )
+    for row in np.flatnonzero(~(np.abs(values) <= LARGEST)):
+        raise ScoringError(
+            f"{named} gives {values.flat[row]}{f' for row {row}' if values.ndim else ''}.",
+            hint="Look at the function, and at the dtype of the weights (float16 overflows at 65,504).",
+        )
+    return values

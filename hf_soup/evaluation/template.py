@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hf_soup._util.text import first_line
+from hf_soup.errors import ScoringError
 from hf_soup.lineage import AlignedModels, soup_config, write_assets
 
 
@@ -27,6 +31,26 @@ class ModelTemplate:
     dtype: str
     folder: Path
     head_of: str | None = None
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The settings of the donor's ``generation_config.json``; of the folder, so in the first process alone.
+
+        Raises:
+            ScoringError: They are none that transformers can read.
+        """
+        from transformers import GenerationConfig
+
+        file = self.folder / "generation_config.json"
+        try:
+            settings: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+            GenerationConfig.from_dict(settings)
+        except Exception as error:  # a stranger's file, of which transformers may make anything
+            raise ScoringError(
+                f"Cannot read the donor's generation_config.json: {first_line(error)}",
+                hint="Mend or remove it: it says how the models write.",
+            ) from error
+        return settings
 
 
 @contextmanager

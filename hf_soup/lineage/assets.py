@@ -114,19 +114,6 @@ def _tidied_json(data: bytes, *, local: bool) -> bytes:
     return data if kept == values else (json.dumps(kept, indent=2) + "\n").encode()
 
 
-def _same(ours: bytes, theirs: bytes) -> bool:
-    """Whether two files say the same: equal, or JSON that is equal in all that loading depends on."""
-    if ours == theirs:
-        return True
-    try:
-        one, other = json.loads(ours), json.loads(theirs)
-    except (ValueError, RecursionError):
-        return False
-    if isinstance(one, dict) and isinstance(other, dict):
-        one, other = ({key: each[key] for key in each.keys() - _INCIDENTAL} for each in (one, other))
-    return bool(one == other)
-
-
 def settings(models: AlignedModels) -> Iterator[Finding]:
     """Generation configs, prompts, similarity functions and chat templates that differ, and whose the soup will have.
 
@@ -178,26 +165,16 @@ def _stated(checkpoint: Checkpoint, kind: Sequence[str]) -> dict[str, Any]:
 
 
 def about_files(models: AlignedModels) -> list[str]:
-    """What a reader should know about the files beside the weights: those that are not the same in all ingredients.
-
-    Tokenizers and processors were compared by what they do as well, and files that only some have are named but for
-    theirs, as every version of the library saves other ones. Code is not taken over.
+    """What a reader should know about the files beside the weights, where `settings` and the comparison of tokenizers
+    and processors have not said it: files that the donor lacks, and code, which is not taken over.
     """
     donor, whose = models.donor.checkpoint, models.donor.name
-    ours = donor.source.fetch_assets()
-    differ: dict[str, list[str]] = {}
     lacking: dict[str, list[str]] = {}
     for model in models.ingredients:
-        source, theirs = model.checkpoint.source, model.checkpoint.source.fetch_assets()
-        for file in (file for file in source.files if ASSETS.fullmatch(file) and file != "config.json"):
-            if file not in donor.source.files:
-                if not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
-                    lacking.setdefault(file, []).append(model.name)
-            elif not _same((ours / file).read_bytes(), (theirs / file).read_bytes()):
-                differ.setdefault(file, []).append(model.name)
-    notes = [f"{file} is {whose}'s, and not the same in {some(who)}." for file, who in differ.items()] + [
-        f"{whose} has no {file}, so the soup has none; {some(who)} had one." for file, who in lacking.items()
-    ]
+        for file in set(model.checkpoint.source.files) - set(donor.source.files):
+            if ASSETS.fullmatch(file) and not (TOKENIZER.fullmatch(file) or PROCESSOR.fullmatch(file)):
+                lacking.setdefault(file, []).append(model.name)
+    notes = [f"{whose} has no {file}, so the soup has none; {some(lacking[file])} had one." for file in sorted(lacking)]
     if code := [file for file in donor.source.files if re.fullmatch(r"[\w./-]+\.py", file)]:
         notes.append(f"Code is not taken over: {whose} brings {some(code)}.")
     return notes

@@ -32,7 +32,8 @@ from pydantic import (
 )
 
 from hf_soup._util.registry import offered_by_packages
-from hf_soup._util.yaml import parse_yaml, write_yaml
+from hf_soup._util.text import near
+from hf_soup._util.yaml import line_of, parse_yaml, write_yaml
 from hf_soup.errors import RecipeError, shortened, without_credentials
 
 #: A recipe in a published repo is a stranger's text, so its size is bounded before it is parsed.
@@ -48,37 +49,7 @@ JUDGEMENTS = frozenset({
     *("labels-unknown", "not-from-base", "positions", "processing", "processing-absent", "processing-not-compared"),
     *("selected-on-test", "settings", "tensors-drifted", "tensors-unrelated", "unrelated"),
 })  # fmt: skip
-#: What findings were called before, and their codes of today.
-RENAMED_CODES = {
-    "ancestor-apart": "base-tensors-unrelated",
-    "ancestor-copied": "base-copied",
-    "ancestor-found": "base-inferred",
-    "ancestor-undeclared": "base-undeclared",
-    "ancestor-unknown": "base-unknown",
-    "ancestor-unreadable": "base-unreadable",
-    "ancestors-differ": "bases-differ",
-    "ancestors-loop": "base-undeclared",
-    "heads-apart": "heads-unrelated",
-    "no-donor": "file-unexplained",
-    "parts-apart": "tensors-unrelated",
-    "parts-drifted": "tensors-drifted",
-    "scored-on-train": "evaluated-on-train",
-    "second-order": "soup-expanded",
-    "selected-on-report": "selected-on-test",
-    "strangers": "unrelated",
-}
-
-#: Keys that had other names before the first release, for an error that names the new one.
-RENAMED_KEYS = {
-    "base": "base_model",
-    "examples": "calibration",
-    "layers": "tensor_weights",
-    "repeats": "stability_repeats",
-    "report": "test",
-    "score": "validation",
-}
-
-#: Values of `method`, `select` and `by` that had other names before the first release.
+#: Values of `method`, `select` and `by` that have other names elsewhere.
 RENAMED_VALUES = {
     "adamerging": "select: entropy",
     "ema": "select: {name: run_average, schedule: ema}",
@@ -89,12 +60,12 @@ RENAMED_VALUES = {
 
 
 def renamed(value: str) -> str:
-    """What a value is called now, as the end of a sentence; nothing where it had no other name.
+    """What a value is called here, as the end of a sentence; nothing where it has no other name.
 
     >>> renamed("swa")
-    ', which is `select: run_average` now'
+    ', which is `select: run_average` here'
     """
-    return f", which is `{RENAMED_VALUES[value]}` now" if value in RENAMED_VALUES else ""
+    return f", which is `{RENAMED_VALUES[value]}` here" if value in RENAMED_VALUES else ""
 
 
 #: Tasks that are built in.
@@ -108,7 +79,8 @@ def task_names() -> list[str]:
 
 def _known_task(task: str) -> str:
     if task not in TASKS and task not in task_names():
-        raise ValueError(f"'{shortened(task, 80)}' is no task; there are {', '.join((*task_names(), 'lm-eval'))}")
+        known = (*task_names(), "lm-eval")
+        raise ValueError(f"'{shortened(task, 80)}' is no task{near(task, known)}; there are {', '.join(known)}")
     return task
 
 
@@ -591,13 +563,13 @@ class Recipe(_Value):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     allow_pickle: bool = False
 
-    def __init__(self, name: str = "the recipe", /, **values: Any) -> None:
+    def __init__(self, name: str = "the recipe", text: str = "", /, **values: Any) -> None:
         # pydantic's own signature knows only the final types; a recipe is written with the short ones. ``name`` is
-        # what errors call it.
+        # what errors call it, and ``text`` is where they look for the line.
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _explained(error, name) from None
+            raise _explained(error, name, text) from None
 
     @model_validator(mode="after")
     def _weights_have_a_sum(self) -> Self:
@@ -661,11 +633,10 @@ class Recipe(_Value):
     @field_validator("allow")
     @classmethod
     def _allows_judgements(cls, allow: tuple[str, ...]) -> tuple[str, ...]:
-        if old := [code for code in allow if RENAMED_CODES.get(code) in JUDGEMENTS]:
-            raise ValueError(f"the code '{old[0]}' is now called '{RENAMED_CODES[old[0]]}'; write that one")
         if other := [code for code in allow if code not in JUDGEMENTS]:
+            known = sorted(JUDGEMENTS)
             raise ValueError(
-                f"'{other[0]}' is no finding that can be accepted; those are {', '.join(sorted(JUDGEMENTS))}"
+                f"'{other[0]}' is no finding that can be accepted{near(other[0], known)}; those are {', '.join(known)}"
             )
         return tuple(dict.fromkeys(allow))
 
@@ -728,7 +699,13 @@ class Recipe(_Value):
                 f"Cannot read {name}: its key {shortened(repr(odd[0]), 80)} is no text.",
                 hint="Keys of a recipe are words, such as `ingredients`.",
             )
-        return cls(name, **values)
+        if "merge_method" in values:
+            raise RecipeError(
+                f"Cannot read {name}: it is a file of mergekit.",
+                hint="In a recipe its `models` are `ingredients`, `merge_method` is `method`, `parameters` stand "
+                "beside the method's `name`, and the weights of models beside each: docs/recipe.md.",
+            )
+        return cls(name, text, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """The values that differ from their defaults, as plain data."""
@@ -793,8 +770,8 @@ _MOST_FAULTS = 50
 _YAML_WORDS = {"Tuple": "List", "tuple": "list", "(dictionary|object)( or instance of [A-Za-z]+)?": "mapping"}
 
 
-def _explained(error: ValidationError, name: str) -> RecipeError:
-    """All faults of a recipe of this name, a line each, with the key, the value and what is allowed."""
+def _explained(error: ValidationError, name: str, text: str = "") -> RecipeError:
+    """All faults of a recipe of this name, a line each, with the key and its line, the value and what is allowed."""
     every, lines = error.errors(include_url=False), [f"Cannot read {name}:"]
     faults = every[:_MOST_FAULTS]
     for fault in faults:
@@ -807,14 +784,15 @@ def _explained(error: ValidationError, name: str) -> RecipeError:
         within = [other for other in faults if other["loc"][:-1][: len(fault["loc"])] == fault["loc"]]
         if fault["type"] == "too_short" and within:
             continue  # only because what is wrong in it was left out
-        if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 and where in RENAMED_KEYS:
-            message = f"this key is called `{RENAMED_KEYS[where]}` now"
-        elif fault["type"] == "extra_forbidden":
+        if fault["type"] == "extra_forbidden":
             known = sorted(_keys_at(fault["loc"]))
-            message = "unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+            listed = f"; known here: {', '.join(known)}"
+            told = any(line.endswith(listed) for line in lines)
+            message = f"unknown key{near(str(fault['loc'][-1]), known)}{'' if told else listed}"
         elif fault["type"] != "value_error" and fault["type"] != "missing":
             message = f"{message} (it is {_shown(fault['input'])})"
-        lines.append(f"  {where}: {shortened(message, 2000)}")
+        line = line_of(text, fault["loc"])
+        lines.append(f"  {f'line {line}, ' if line else ''}{where}: {shortened(message, 2000)}")
     if len(every) > len(faults):
         lines.append(f"  … and {len(every) - len(faults):,} more faults")
     return RecipeError("\n".join(lines))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_soup._util.registry import Registry
+from hf_soup._util.text import near
 from hf_soup.errors import RecipeError
 from hf_soup.recipe.mixture import DEPTH, methods_of
 from hf_soup.recipe.schema import Named, Recipe, renamed
@@ -104,13 +105,15 @@ def require_named(
     known = registry.get(wanted.name)
     if known is None:
         hint = f"Known are: {', '.join(sorted(registry))}. Others need the package that they are of."
-        raise RecipeError(f"`{title}` is '{wanted.name}'{renamed(wanted.name)}.", hint=hint)
+        other = renamed(wanted.name) or near(wanted.name, registry)
+        raise RecipeError(f"`{title}` is '{wanted.name}'{other}.", hint=hint)
     unknown = set(wanted.parameters) - set(known.parameters)
     if unknown:
         hint = f"It takes: {', '.join(known.parameters) or 'none'}."
         if unknown & Recipe.model_fields.keys():
             hint += f" A recipe has '{min(unknown & Recipe.model_fields.keys())}' beside `method`."
-        raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'.", hint=hint)
+        other = near(min(unknown), known.parameters)
+        raise RecipeError(f"{wanted.name} has no parameter '{min(unknown)}'{other}.", hint=hint)
     for name, value in wanted.parameters.items():
         default, allowed = known.parameters[name], known.allowed.get(name)
         numeric = type(default) in (int, float)

@@ -69,6 +69,7 @@ def test_a_model_that_cannot_be_had(
     refused(cli("check", "acme/a", "acme/bare"), "acme/bare@", "has no weights", "It holds .gitattributes, config.json")
     refused(cli("check", "acme/a", "acme/pickled"), "only pytorch_model.bin", "recipe that says `allow_pickle: true`")
     refused(cli("check", "acme/a", "acme/a--b"), "'acme/a--b' is neither a folder nor a Hub id", "`owner/name`")
+    refused(cli("check", "acme/a", "digits-1"), "'digits-1' is neither a folder nor a Hub id", "`owner/name`")
     refused(cli("check", "acme/a", "my folder"), "'my folder' is neither a folder nor a Hub id")
     refused(cli("check", "acme/a", tmp_path / "nowhere"), "nowhere' is neither a folder nor a Hub id")
     both = cli("check", "acme/one", "acme/two")
@@ -121,6 +122,7 @@ def test_with_json_an_error_is_json(cli: Cli, online: LocalHub) -> None:
         "message": "There is no method or selection 'magic'.",
         "hint": f"Known are: {', '.join([*METHODS, *sorted(SELECTIONS)])}.",
     }
+    assert "'gredy' (did you mean `greedy`?)." in cli("methods", "gredy").err
 
 
 def test_ingredients_that_make_no_soup(cli: Cli, family: Path, tmp_path: Path) -> None:
@@ -156,16 +158,21 @@ def recipe_of(family: Path, **values: Any) -> str:
 def test_recipes_that_ask_for_nonsense(cli: Cli, family: Path, tmp_path: Path) -> None:
     score = {"task": "text-classification", "dataset": str(family / "rows.csv")}
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"method": "magic"}, "`method` is 'magic'.\nKnown are: breadcrumbs"),
+        ({"method": "magic"}, f"`method` is 'magic'.\nKnown are: {', '.join(METHODS)}."),
+        ({"method": "tie"}, "`method` is 'tie' (did you mean `ties`?)."),
+        ({"method": {"name": "ties", "densty": 1}}, "ties has no parameter 'densty' (did you mean `density`?)."),
+        ({"select": "gredy", "validation": score}, "`select` is 'gredy' (did you mean `greedy`?)."),
         ({"method": {"name": "linear", "density": 1}}, "linear has no parameter 'density'.\nIt takes: "),
-        ({"select": "tastiest"}, "`select` is 'tastiest'.\nKnown are: best, entropy, greedy, learned"),
+        ({"select": "tastiest"}, f"`select` is 'tastiest'.\nKnown are: {', '.join(sorted(SELECTIONS))}."),
         ({"select": "greedy"}, "looks at validation scores, and the recipe has no `validation`"),
         (
             {"select": {"name": "greedy", "accept": 1}, "validation": score},
             "greedy: 'accept' is 1; it is one of >=, >.",
         ),
         ({"select": {"name": "greedy", "accept": "~"}, "validation": score}, "'accept' is '~'"),
-        ({"validation": {**score, "metric": "beauty"}}, "beauty"),
+        ({"validation": {**score, "metric": "beauty"}}, "say `trust_remote_code: true` beside `metric`"),
+        ({"validation": {**score, "metric": "acuracy"}}, "metric 'acuracy' (did you mean `accuracy`?).\nBuilt in are"),
+        ({"validation": {**score, "split": "tran"}}, "has no split 'tran' (did you mean `train`?)"),
         ({"validation": {**score, "dataset": str(tmp_path / "none.csv")}}, "none.csv"),
         ({"validation": {**score, "split": "train[:3"}}, "train[:3"),
         ({"validation": score, "test": [dict(score)]}, "'rows.csv accuracy' is validation data and test data"),
@@ -201,6 +208,7 @@ def test_a_command_line_that_makes_no_sense(cli: Cli, family: Path) -> None:
         (("cook", a, b, "-o", "soup", "--set", "scale"), "--set takes KEY=VALUE, not 'scale'"),
         (("hub", "--port", "99999"), "99999"),
         (("stir",), "No such command 'stir'"),
+        (("cook", a, b, "-o", "soup", "--data", "x", "--task", "text-clasification"), "(did you mean `text-class"),
         (("push", "soup"), "Missing argument 'REPO'"),
         (("check", a, b, "--colour"), "No such option"),
     ]:

@@ -479,6 +479,16 @@ def test_other_libraries_layouts_are_refused_as_what_they_are(tmp_path: Path) ->
         (made / name / file).write_text(text)
         with pytest.raises(ResolveError, match=rf"is {told} \({file}\), not a model of transformers"):
             check([made / name, good])
+    (tmp_path / "lora").mkdir()
+    shutil.copy(good / "model.safetensors", tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ResolveError, match="is a LoRA for a pipeline of diffusers") as raised:
+        check([tmp_path / "lora", good])
+    assert raised.value.hint == ""
+    shutil.copytree(good, tmp_path / "timm", ignore=shutil.ignore_patterns("*_*", "modules.json"))
+    edited(tmp_path / "timm", "config.json", lambda _: {"architecture": "resnet18", "pretrained_cfg": {}, "num_classes": 2})
+    found = check([tmp_path / "timm", good])
+    assert found.reasons[-1].message == "local:timm is a model of timm (resnet18), not of transformers."
+    assert found.verdict == "refused"
     older = made / "older"
     shutil.copytree(good, older / "0_Transformer", ignore=shutil.ignore_patterns("*_*", "modules.json"))
     for file in ("modules.json", "1_Pooling"):
@@ -567,16 +577,14 @@ def test_files_that_differ_are_said_with_whose(
     else:
         soup = soup_of(paths, tmp_path / "soup")
     one, other = names
-    expected = [
-        f"chat_template.jinja is {one}'s, and not the same in {other}.",
-        f"generation_config.json is {one}'s, and not the same in {other}.",
-        f"{one} has no additional_chat_templates/rag.jinja, so the soup has none; {other} had one.",
-    ]
-    heard = [line for line in log.messages if "is not" in line or "not the same" in line or "has no" in line]
-    assert sorted(heard) == sorted(expected)
-    assert set(expected) <= set(soup.report.notes)
+    lacking = f"{one} has no additional_chat_templates/rag.jinja, so the soup has none; {other} had one."
+    heard = [line for line in log.messages if "differ in" in line or "has no" in line]
+    differ = [f"[settings] {one} and {other} differ in {file}" for file in ("generation_config.json", "chat templates")]
+    assert all(line.startswith(start) for line, start in zip(heard, [*differ, lacking], strict=True))
+    assert lacking in soup.report.notes
     card = (soup.folder / "README.md").read_text().replace("\\", "")
-    assert all(line in card for line in expected)
+    assert lacking in card
+    assert all(f"{one} and {other} differ in {file}" in card for file in ("generation_config.json", "chat templates"))
 
 
 def gpt2_slow_parts(tmp_path: Path) -> tuple[PreTrainedModel, Path, Callable[[Path], None]]:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import models, names
+from golden import models
 from golden.recipes import RECIPES
 from golden.running import recipe_text
-
-from hf_soup.recipe.schema import RENAMED_CODES, RENAMED_KEYS
 
 #: Of soups by elementwise methods, without data and without statistics. Where one of these changes, a soup that is
 #: published is no longer what `hf-soup verify` makes of its recipe: that is a break, and no number to be replaced.
@@ -52,11 +50,6 @@ def test_a_recipe_gives_the_bytes_that_it_has_always_given(
     done = cli("cook", tmp_path / "recipe.yaml", "-o", tmp_path / "soup", "--json", "--quiet")
     assert done.code == 0, done
     assert done.json["digest"] == DIGESTS[name]
-
-
-def test_records_are_compared_by_the_names_that_errors_tell() -> None:
-    assert names.RECIPE_KEYS == RENAMED_KEYS
-    assert names.CODES == RENAMED_CODES
 
 
 def test_a_changed_value_is_found(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+import transformers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_soup import Recipe, RecipeError, ScoringError, Soup, connectivity, cook
 
@@ -57,6 +66,30 @@ def nan(model): return [0.5, float("nan"), 0.1]
 def infinite(model): return float("inf")
 def three(model, processor, more): return 1.0
 number = 3
+
+class Own(BaseException):
+    def __str__(self): raise RuntimeError("no text")
+class Broken:
+    def __getattr__(self, name): raise Own()
+    def __str__(self): raise Own()
+class Deaf:
+    def __call__(self, model): return Broken()
+def own(model): raise Own()
+def broken(model): return Broken()
+deaf = Deaf()
+def huge(model): return 1e308
+def huge_rows(model): return [0.0, 1e308, -1e308]
+
+def prints(model):
+    print("of the function")
+    return 1.0
+
+def length(model):
+    start = torch.zeros(1, 3, dtype=torch.long)
+    written = model.generate(start).shape[1]
+    model.generation_config.max_new_tokens = 30  # which the next model does not have
+    return float(written)
+print("of the module")
 """
 
 
@@ -248,9 +281,14 @@ def test_what_is_drawn_at_random_is_the_same_for_every_model(own: Any, family: P
         ("my_eval:gap", "gives list '[1.0, None]', and not a number"),
         ("my_eval:nan", "The function 'my_eval:nan' gives nan for row 1."),
         ("my_eval:infinite", "The function 'my_eval:infinite' gives inf."),
+        ("my_eval:huge", "The function 'my_eval:huge' gives 1e+308."),
+        ("my_eval:huge_rows", "The function 'my_eval:huge_rows' gives 1e+308 for row 1."),
+        ("my_eval:own", "The function 'my_eval:own' fails: Own: Own"),
+        ("my_eval:broken", "The function 'my_eval:broken' fails: Own: Own"),
+        ("my_eval:deaf", "The function 'my_eval:deaf' fails: Own: Own"),
         ("my_eval:absent", "Cannot import the function 'my_eval:absent'"),
         ("my_eval:number", "The function 'my_eval:number' is no function but 3."),
-        ("nowhere:score", "Cannot import the function 'nowhere:score': No module named 'nowhere'."),
+        ("nowhere:score", "Cannot import the function 'nowhere:score': ModuleNotFoundError: No module named 'nowhere'"),
         ("no function", "validation.function: 'no function' is no `module:function`"),
         ("my_eval:shuffles", "'my_eval:shuffles' gives models 21 rows and 22 rows; local:b has the latter."),
     ],
@@ -260,6 +298,35 @@ def test_functions_that_cannot_be_used(cli: Cli, own: Any, family: Path, functio
     done = cli("cook", *models, "-o", "soup", "--validation", function, "--quiet")
     assert (done.code, Path("soup").exists()) == (1, False)
     assert said in done.err
+
+
+def test_what_a_function_prints_leaves_stdout_to_the_result(cli: Cli, own: Any, family: Path) -> None:
+    """`--json` is one object, also where the module prints when it is imported."""
+    done = cli("score", family / "a", "--validation", "my_eval:prints", "--json")
+    assert [each["my_eval:prints"]["value"] for each in done.json["scores"].values()] == [1.0]
+    assert {"of the module", "of the function"} <= set(done.err.splitlines())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_models_write_as_their_generation_config_says(own: Any, tmp_path: Path, kind: str) -> None:
+    """As the same folder does when `from_pretrained` reads it: how much, and what a decoder begins with."""
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=64))
+        settings = {"max_new_tokens": 5, "pad_token_id": 0}
+    else:
+        shape = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+        model = T5ForConditionalGeneration(T5Config(vocab_size=20, decoder_start_token_id=None, **shape))
+        settings = {"max_new_tokens": 5, "decoder_start_token_id": 0}
+    for name in "ab":
+        model.save_pretrained(name)
+        Path(name, "generation_config.json").write_text(json.dumps(settings))
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.001)
+    alone = getattr(transformers, type(model).__name__).from_pretrained("a")
+    written = alone.generate(torch.zeros(1, 3, dtype=torch.long)).shape[1]
+    report = cook(Recipe(ingredients=["a", "b"], validation={"function": "my_eval:length"}), "soup").report
+    assert {by_title["my_eval:length"].value for by_title in report.scores.values()} == {float(written)}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,8 +139,28 @@ def test_values_that_are_not_what_they_look_like(value: str) -> None:
     ],
 )
 def test_splits_on_the_command_line(data: str, dataset: str, split: str | None) -> None:
-    (found,) = data_of(data, None, "text-classification", None)["validation"]
+    (found,) = data_of([data], (), "text-classification", None)["validation"]
     assert (found["dataset"], found.get("split")) == (dataset, split)
+
+
+def test_data_that_are_named_several_times_all_count(cli: Callable[..., Any], family: Path) -> None:
+    """`--data`, `--test` and `--validation`, of `cook` and of `score`."""
+    shutil.copy(family / "rows.csv", "more.csv")
+    data = ("--task", "text-classification", "--data", family / "rows.csv", "--data", "more.csv")
+    done = cli(
+        "cook", family / "a", family / "b", "-o", "soup", "--test", family / "report.csv", "--test", "more.csv", *data
+    )
+    assert "'more.csv accuracy' is validation data and test data" in done.err
+    done = cli("score", family / "a", *data, "--json")
+    assert [list(scores) for scores in done.json["scores"].values()] == [["rows.csv accuracy", "more.csv accuracy"]]
+    shutil.copy(family / "report.csv", "other.csv")
+    done = cli(
+        "cook", family / "a", family / "b", "-o", "soup", "--test", family / "report.csv", "--test", "other.csv", *data
+    )
+    assert [each.dataset for each in Recipe.load("soup/soup.yaml").test] == ["local:report.csv", "local:other.csv"], (
+        done
+    )
+    assert [each.dataset for each in Recipe.load("soup/soup.yaml").validation] == ["local:rows.csv", "local:more.csv"]
 
 
 @pytest.mark.usefixtures("online")

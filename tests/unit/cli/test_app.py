@@ -313,34 +313,16 @@ def test_a_closed_pipe_is_no_error(environment: dict[str, str], tmp_path: Path) 
     assert done.stderr == ""
 
 
-def test_an_old_command_is_answered_with_its_new_name(cli: Cli) -> None:
-    done = cli("forage", "acme/base")
+def test_set_gives_values_and_no_names(cli: Cli) -> None:
+    done = cli("cook", "a", "b", "-o", "c", "--set", "name=ties")
     assert (done.code, done.out) == (2, "")
-    assert done.err.endswith("Error: `forage` is called `search` now.\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["cook", "a", "b", "--pr"], "There is no `--pr` any more: `hf-soup push --pr` opens a pull request."),
-        (["cook", "a", "b", "--tag", "v1"], "There is no `--tag` any more: `hf-soup push --tag` makes a tag."),
-        (["check", "a", "b", "--plot", "x"], "There is no `--plot` any more: the numbers of the picture are in"),
-        (["push", "soup", "--force"], "There is no `--force` any more: weights that were changed after cooking"),
-        (["push", "soup", "--forse"], "No such option '--forse'."),
-        (["cook", "a", "b", "-o", "c", "--set", "name=ties"], "--method and --select have the names"),
-    ],
-    ids=lambda each: each[-2] if isinstance(each, list) else "",
-)
-def test_an_option_that_is_gone_is_answered_with_what_to_do(cli: Cli, arguments: list[str], said: str) -> None:
-    done = cli(*arguments)
-    assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert "--method and --select have the names" in done.err
 
 
 @pytest.mark.parametrize("name", ["swa", "lawa", "ema", "adamerging"])
 def test_an_old_method_is_answered_with_its_selection(cli: Cli, family: Path, name: str) -> None:
     models = [family / each for each in "ab"]
-    now = f"which is `{RENAMED_VALUES[name]}` now"
+    now = f"which is `{RENAMED_VALUES[name]}` here"
     for done in (
         cli("cook", *models, "--method", name, "-o", "soup"),
         cli("cook", *models, "--select", name, "-o", "soup"),

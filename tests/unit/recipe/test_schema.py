@@ -15,8 +15,7 @@ from hypothesis import given, settings, strategies as st
 from hf_soup._util import yaml as plain_yaml
 from hf_soup._util.yaml import parse_yaml
 from hf_soup.errors import RecipeError, SoupError
-from hf_soup.recipe import JUDGEMENTS, MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, parse_part, split_revision
-from hf_soup.recipe.schema import RENAMED_CODES, RENAMED_KEYS
+from hf_soup.recipe import MAX_BYTES, Ingredient, Recipe, Scoring, as_recipe, parse_part, split_revision
 
 FULL = """\
 base_model: acme/base@v1
@@ -108,8 +107,8 @@ def test_a_folder_with_an_at_sign_is_a_folder(tmp_path: Path) -> None:
         ("seed: 1", "ingredients: Field required"),
         ("ingredients: []", "ingredients: "),
         ("ingredients: acme/a", "ingredients: "),
-        ("ingredients: [acme/a]\nmetod: linear", "metod: unknown key; known here: allow, allow_pickle, base_model, "),
-        ("ingredients: [{model: acme/a, wieght: 1}]", "wieght: unknown key; known here: base, model, revision, weight"),
+        ("ingredients: [acme/a]\nmetod: linear", "metod: unknown key (did you mean `method`?); known here: allow, "),
+        ("ingredients: [{model: acme/a, wieght: 1}]", "wieght: unknown key (did you mean `weight`?); known here: "),
         ("ingredients: [{weight: 1}]", "ingredients.0.model: Field required"),
         ("ingredients: [3]", "ingredients.0"),
         ("ingredients: ['']", "ingredients.0.model"),
@@ -144,7 +143,8 @@ def test_what_makes_no_sense_is_said(text: str, said: str) -> None:
 def test_all_faults_are_listed_at_once() -> None:
     with pytest.raises(RecipeError) as raised:
         Recipe.parse("ingredients: [acme/a]\nseed: x\ndtype: y\nfoo: 1")
-    assert [line.split(":")[0] for line in str(raised.value).splitlines()[1:]] == ["  dtype", "  seed", "  foo"]
+    found = [line.split(":")[0] for line in str(raised.value).splitlines()[1:]]
+    assert found == ["  line 3, dtype", "  line 2, seed", "  line 4, foo"]
 
 
 def test_an_alias_bomb_costs_nothing() -> None:
@@ -261,12 +261,46 @@ def test_shares_of_tensors_are_one_line_each() -> None:
     assert Recipe.parse(recipe.to_yaml()) == recipe
 
 
-@pytest.mark.parametrize(("old", "new"), RENAMED_KEYS.items())
-def test_an_old_key_is_answered_with_its_new_name(old: str, new: str) -> None:
-    assert old not in Recipe.model_fields
-    with pytest.raises(RecipeError, match=f"{old}: this key is called `{new}` now"):
-        Recipe(**{"ingredients": ["acme/a"], old: []})
-    assert new in Recipe.model_fields
+def test_a_fault_is_told_with_its_line_and_the_nearest_name() -> None:
+    """And the keys that there are once, however many are unknown."""
+    text = """\
+ingredients:
+- acme/a
+- model: acme/b
+  wieght: 2
+
+slect: greedy
+validation: {task: text-classification, dataset: acme/d, splt: test}
+test:
+- task: text-clasification
+  dataset: acme/d
+base: acme/c
+seed: -1
+allow: [drift]
+"""
+    with pytest.raises(RecipeError) as raised:
+        Recipe.parse(text, "recipe.yaml")
+    title, *lines = str(raised.value).splitlines()
+    assert title == "Cannot read recipe.yaml:"
+    expected = [
+        ("line 4, ingredients.1.wieght: unknown key (did you mean `weight`?); known here: base, model,", "weight"),
+        ("line 7, validation.splt: unknown key (did you mean `split`?); known here: assistant_only,", "weight"),
+        ("line 9, test.0.task: 'text-clasification' is no task (did you mean `text-classification`?)", "lm-eval"),
+        ("line 13, allow: 'drift' is no finding that can be accepted (did you mean `drifted`?); those", "unrelated"),
+        ("line 12, seed: Input should be greater than or equal to 0", "(it is -1)"),
+        ("line 6, slect: unknown key (did you mean `select`?); known here: allow, allow_pickle,", "vocabulary"),
+        ("line 11, base: unknown key (did you mean `base_model`?)", "`base_model`?)"),
+    ]
+    assert len(lines) == len(expected), lines
+    for start, end in expected:
+        assert any(line.startswith(f"  {start}") and line.endswith(end) for line in lines), (start, lines)
+
+
+def test_a_file_of_mergekit_is_told_as_that() -> None:
+    text = "models:\n- model: acme/a\n  parameters: {weight: 1.0}\nmerge_method: ties\nbase_model: acme/base\n"
+    with pytest.raises(RecipeError, match="it is a file of mergekit") as raised:
+        Recipe.parse(text, "merge.yaml")
+    assert "`models` are `ingredients`" in raised.value.hint
 
 
 @pytest.mark.parametrize(
@@ -310,7 +344,7 @@ def test_a_fault_shows_no_part_of_a_token() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("self: 1", "self: unknown key; known here: allow, allow_pickle, base"),
+        ("self: 1", "self: unknown key (did you mean `select`?); known here: allow, allow_pickle, base"),
         ("seed: 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
         ("seed: !!float 1" + 200_000 * ":1", "seed: Input should be a valid integer"),
         (f"seed: 0x{5000 * 'f'}", "a number has 5,002 digits"),
@@ -373,10 +407,3 @@ def test_the_json_schema_knows_the_short_forms() -> None:
     for key in ("validation", "test"):
         assert {"$ref": "#/$defs/Scoring"} in schema["properties"][key]["anyOf"]
     assert {"type": "string"} in schema["properties"]["allow"]["anyOf"]
-
-
-def test_a_code_of_before_is_named_with_that_of_today() -> None:
-    with pytest.raises(RecipeError, match="allow: the code 'strangers' is now called 'unrelated'; write that one"):
-        Recipe(ingredients=["acme/a"], allow=["drifted", "strangers"])
-    assert not JUDGEMENTS & RENAMED_CODES.keys()
-    assert not set(RENAMED_CODES.values()) & RENAMED_CODES.keys()

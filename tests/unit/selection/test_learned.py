@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_shares() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"by": "layer"}, "'by' is 'layer', which is `by: tensor` now; it is one of ingredient, tensor."),
+        ({"by": "layer"}, "'by' is 'layer', which is `by: tensor` here; it is one of ingredient, tensor."),
         ({"constrain": "sum"}, "'constrain' is 'sum'; it is one of softmax, none."),
         ({"epochs": -1}, "'epochs' is -1; it is in [0, inf)."),
         ({"lr": math.nan}, "'lr' is nan; it is a finite number"),
