@@ -18,6 +18,7 @@ from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import (
     Floats,
     Ints,
+    Metric,
     accuracy_of,
     bootstrap,
     compare_accuracies,
@@ -111,83 +112,118 @@ class EvalDataset(ABC):
         """What the metric looks at, which is smaller."""
         return outputs
 
+    @property
+    def measure(self) -> str:
+        """What the value is called beside it."""
+        return self.scoring.measure
+
+    @property
+    def less_is_better(self) -> bool:
+        """Whether it is so of the value, as it is of losses."""
+        return False
+
+    @property
     @abstractmethod
-    def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
-        """The value of answers, or of those to some rows, without an interval. More is better."""
+    def metric(self) -> Metric:
+        """The value of draws, of references and answers."""
+
+    @abstractmethod
+    def columns(self, answers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What the metric takes, a line for each row: what answers are held against, and the answers."""
+
+    def right(self, answers: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """``(rows,)``: whether each row is right, where the value is the share of those; None where it is another."""
+        return None
 
     def row_values(self, answers: NDArray[Any]) -> Floats | None:
         """``(rows,)``: numbers whose mean is what `judge` gives; None where it is the mean of none."""
         return None
 
-    @abstractmethod
-    def score(self, outputs: Outputs) -> Score:
-        """The value, with its 95 % interval where there are rows.
+    def value(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
+        """The value of answers, or of those to some rows, without an interval.
 
         Raises:
             ScoringError: It is no number.
         """
+        against, given = (column if rows is None else column[rows] for column in self.columns(answers))
+        return float(self.metric(against, given, np.ones((1, len(given)), dtype=np.int64))[0])
 
-    @abstractmethod
+    def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
+        """`value`, or its negative where less is better: more is better."""
+        value = self.value(answers, rows)
+        return -value if self.less_is_better else value
+
+    @property
+    def _gain(self) -> Metric:
+        metric = self.metric
+        return (lambda *drawn: -metric(*drawn)) if self.less_is_better else metric
+
+    def score(self, outputs: Outputs) -> Score:
+        """The value with its 95 % interval: Wilson's where rows are right or wrong, else the bootstrap's.
+
+        Raises:
+            ScoringError: It is no number.
+        """
+        answers = self.answers(outputs)
+        right = self.right(answers)
+        if right is not None:
+            return accuracy_of(right, self.measure, self.clusters)
+        value, columns = self.value(answers), self.columns(answers)
+        low, high = bootstrap(*columns, self.metric, self.clusters)
+        return Score(
+            self.measure, value, min(low, value), max(high, value), len(columns[0]), share=self.share,
+            less_is_better=self.less_is_better,
+        )  # fmt: skip
+
     def compare(self, first: Outputs, second: Outputs) -> Comparison:
         """Is the first model better than the second, on the same rows?
 
         Returns:
-            The difference, first minus second, and a sentence that claims it only where it can be seen.
+            The difference, first minus second, and a sentence that claims it only where it can be seen: by
+            `compare_accuracies` where rows are right or wrong, else by the paired bootstrap and a permutation test.
         """
+        one, other = (self.answers(each) for each in (first, second))
+        right, others = self.right(one), self.right(other)
+        if right is not None and others is not None:
+            return compare_accuracies(self.measure, right, others, self.clusters)
+        columns = (*self.columns(one), self.columns(other)[1])
+        low, high, p = paired_bootstrap(*columns, self._gain, self.clusters)
+        difference, n = self.judge(one) - self.judge(other), len(columns[0])
+        return comparison_of(self.measure, difference, low, high, p, n, share=self.share, clusters=self.clusters)
 
-    @abstractmethod
     def resampled(self, outputs: Outputs) -> Floats:
-        """``(500,)``: the value over resamples of the rows, the same ones for every model, for paired intervals.
+        """``(500,)``: what `judge` gives over resamples of the rows, the same ones for every model, for paired
+        intervals.
 
         Raises:
             ScoringError: There are no rows.
         """
+        return resampled(*self.columns(self.answers(outputs)), self._gain, self.clusters)
 
 
 class MeanOfRows(EvalDataset):
     """Data whose metric is the mean of a number for each row; more is better."""
 
+    metric = staticmethod(mean)
+
     @abstractmethod
     def row_values(self, answers: NDArray[Any]) -> Floats:
         """``(rows,)``: the numbers."""
 
-    def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
+    def columns(self, answers: NDArray[Any]) -> tuple[Floats, Floats]:
+        """Nothing, and the numbers."""
+        values = self.row_values(answers)
+        return np.zeros(len(values)), values
+
+    def right(self, answers: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Of shares of one, where each row is right or wrong."""
+        values = self.row_values(answers)
+        return values == 1 if self.share and np.isin(values, (0, 1)).all() else None
+
+    def value(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
         """Their mean, over all rows or some."""
         values = self.row_values(answers)
         return math.fsum(chosen := values if rows is None else values[rows]) / len(chosen)
-
-    def _right(self, *outputs: Outputs) -> list[NDArray[np.bool_]]:
-        """Whether each row is right, of shares of one where it is right or wrong; nothing elsewhere."""
-        values = [self.row_values(self.answers(each)) for each in outputs]
-        return [each == 1 for each in values] if self.share and np.isin(values, (0, 1)).all() else []
-
-    def score(self, outputs: Outputs) -> Score:
-        """The mean: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
-        for right in self._right(outputs):
-            return accuracy_of(right, self.scoring.measure, self.clusters)
-        answers = self.answers(outputs)
-        values, value = self.row_values(answers), self.judge(answers)
-        low, high = bootstrap(np.zeros(len(values)), values, mean, self.clusters)
-        return Score(
-            self.scoring.measure, value, min(low, value), max(high, value), len(values), share=self.share
-        )  # fmt: skip
-
-    def compare(self, first: Outputs, second: Outputs) -> Comparison:
-        """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
-        if right := self._right(first, second):
-            return compare_accuracies(self.scoring.measure, right[0], right[1], self.clusters)
-        one, other = (self.answers(each) for each in (first, second))
-        values = self.row_values(one)
-        low, high, p = paired_bootstrap(np.zeros(len(values)), values, self.row_values(other), mean, self.clusters)
-        difference = self.judge(one) - self.judge(other)
-        return comparison_of(
-            self.scoring.measure, difference, low, high, p, len(values), share=self.share, clusters=self.clusters
-        )
-
-    def resampled(self, outputs: Outputs) -> Floats:
-        """As `EvalDataset.resampled`."""
-        values = self.row_values(self.answers(outputs))
-        return resampled(np.zeros(len(values)), values, mean, self.clusters)
 
 
 class LearnableDataset(EvalDataset):

@@ -186,3 +186,5 @@ REGRESSION_METRICS: Mapping[str, Metric] = {
 BINARY = ("f1", "precision", "recall")
 #: Those of which less is better; none is a share of one.
 LOSSES = ("loss", "mse", "mae")
+#: Those from -1 to 1, which are no shares either.
+CORRELATIONS = ("spearmanr", "pearsonr", "matthews_correlation")

@@ -36,17 +36,11 @@ from hf_soup.evaluation.model import hand_out, require_head
 from hf_soup.evaluation.statistics import (
     Floats,
     Ints,
-    accuracy_of,
-    bootstrap,
-    compare_accuracies,
-    comparison_of,
-    paired_bootstrap,
-    resampled,
 )
 from hf_soup.evaluation.tasks.task import donors_tokenizer
 from hf_soup.evaluation.template import ModelTemplate
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Comparison, HarnessScoring, Score
+from hf_soup.recipe import HarnessScoring
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -98,22 +92,22 @@ class HarnessDataset(EvalDataset):
     Args:
         title, notes, fingerprint, name: As in `EvalDataset`.
         scoring: With its ``revision``.
-        metric: The metric and its filter, as the harness writes them: ``exact_match,strict-match``.
+        metric_filter: The metric and its filter, as the harness writes them: ``exact_match,strict-match``.
         requests: All, in the order of rows.
         task_of: ``(n,)``: the number of the task that a row is of.
         equally: Whether tasks of a group count alike; else their rows do.
-        less_is_better: Whether it is so of the metric.
+        less: Whether less of the metric is better.
         tokenizer: The donor's.
         generation: The donor's settings for what models write.
         tasks: The harness's own, with its requests; in the first process alone.
     """
 
     scoring: HarnessScoring
-    metric: str
+    metric_filter: str
     requests: Sequence[Request] = field(repr=False)
     task_of: Ints = field(repr=False)
     equally: bool
-    less_is_better: bool
+    less: bool
     tokenizer: Any = field(repr=False)
     generation: Mapping[str, Any] = field(repr=False)
     tasks: Sequence[Any] = field(repr=False, default=())
@@ -130,7 +124,7 @@ class HarnessDataset(EvalDataset):
     @property
     def looked_at_as(self) -> tuple[object, ...]:
         """What answers and values depend on beside the prompts."""
-        return self.scoring.batch_size, self.scoring.revision, self.metric
+        return self.scoring.batch_size, self.scoring.revision, self.metric_filter
 
     @property
     def rows(self) -> int:
@@ -144,11 +138,21 @@ class HarnessDataset(EvalDataset):
 
     @property
     def _metric_name(self) -> str:
-        return self.metric.partition(",")[0]
+        return self.metric_filter.partition(",")[0]
 
     @property
-    def _measure(self) -> str:
-        return self.metric.removesuffix(",none")
+    def measure(self) -> str:
+        """The metric and its filter."""
+        return self.metric_filter.removesuffix(",none")
+
+    @property
+    def less_is_better(self) -> bool:
+        """As the harness says."""
+        return self.less
+
+    def columns(self, answers: Outputs) -> tuple[Ints, Outputs]:
+        """The number of the task that a row is of, and the harness's values."""
+        return self.task_of, answers
 
     def outputs(
         self,
@@ -230,7 +234,7 @@ class HarnessDataset(EvalDataset):
 
     def _values(self, task: Any, answers: Sequence[Any], start: int) -> list[Any]:
         """The harness's value of each row of one of its tasks."""
-        metric, chosen = self.metric.split(",", 1)
+        metric, chosen = self.metric_filter.split(",", 1)
         given = iter(answers[start:])
         for instance in task.instances:
             instance.resps, instance.filtered_resps = list(islice(given, instance.repeats)), {}
@@ -257,7 +261,7 @@ class HarnessDataset(EvalDataset):
         """Whether remembered values can be those of a model."""
         return bool(outputs.dtype == np.float64 and len(outputs) == len(self.task_of) and np.isfinite(outputs).all())
 
-    def _metric(self, task_of: Ints, values: Floats, rows: Ints) -> Floats:
+    def metric(self, task_of: Ints, values: Floats, rows: Ints) -> Floats:
         """The metric over draws of the rows: of each task, and their mean where there are several."""
         name, found, shares = self._metric_name, [], []
         for number, task in enumerate(self.tasks):
@@ -280,59 +284,25 @@ class HarnessDataset(EvalDataset):
         weights = np.array([share > 0 for share in shares] if self.equally else shares, dtype=float)
         return np.asarray((weights * np.array(found)).sum(axis=0) / weights.sum(axis=0))
 
-    def _value(self, outputs: Outputs, rows: Ints | None = None) -> float:
-        chosen = np.arange(len(outputs)) if rows is None else rows
-        value = self._metric(self.task_of[chosen], outputs[chosen], np.ones((1, len(chosen)), np.int64))[0]
+    def value(self, answers: Outputs, rows: Ints | None = None) -> float:
+        """As `EvalDataset.value`."""
+        value = super().value(answers, rows)
         if not math.isfinite(value):
-            raise ScoringError(f"'{self.title}' is {value} on {len(chosen):,} rows.", hint="Use more rows.")
-        return float(value)
-
-    @property
-    def _sign(self) -> int:
-        return -1 if self.less_is_better else 1
-
-    def _gain(self, task_of: Ints, values: Floats, rows: Ints) -> Floats:
-        return self._sign * self._metric(task_of, values, rows)
+            n = self.rows if rows is None else len(rows)
+            raise ScoringError(f"'{self.title}' is {value} on {n:,} rows.", hint="Use more rows.")
+        return value
 
     def row_values(self, answers: Outputs) -> Floats | None:
         """The harness's values, where the metric is their mean."""
         means = all(getattr(task.aggregation()[self._metric_name], "__name__", "") == "mean" for task in self.tasks)
         alone = len(self.tasks) == 1 or not self.equally
-        return self._sign * answers if means and alone and answers.ndim == 1 else None
+        gains = -answers if self.less_is_better else answers
+        return gains if means and alone and answers.ndim == 1 else None
 
-    def judge(self, answers: Outputs, rows: Ints | None = None) -> float:
-        """The metric, or its negative where less is better."""
-        return self._sign * self._value(answers, rows)
-
-    def _counts(self, outputs: Outputs) -> bool:
-        """Whether the metric is the share of rows that are right."""
+    def right(self, answers: Outputs) -> NDArray[np.bool_] | None:
+        """Of metrics that are the share of rows that are right."""
         alone = len(self.tasks) == 1 or not self.equally
-        return bool(self.share and alone and outputs.ndim == 1 and np.isin(outputs, (0, 1)).all())
-
-    def score(self, outputs: Outputs) -> Score:
-        """The metric: with Wilson's 95 % interval where rows are right or wrong, else with the bootstrap's."""
-        if self._counts(outputs):
-            return accuracy_of(outputs == 1, self._measure, self.clusters)
-        value = self._value(outputs)
-        low, high = bootstrap(self.task_of, outputs, self._metric, self.clusters)
-        return Score(
-            self._measure, value, min(low, value), max(high, value), len(outputs), share=self.share,
-            less_is_better=self.less_is_better,
-        )  # fmt: skip
-
-    def compare(self, first: Outputs, second: Outputs) -> Comparison:
-        """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
-        if self._counts(first) and self._counts(second):
-            return compare_accuracies(self._measure, first == 1, second == 1, self.clusters)
-        low, high, p = paired_bootstrap(self.task_of, first, second, self._gain, self.clusters)
-        difference = self.judge(first) - self.judge(second)
-        return comparison_of(
-            self._measure, difference, low, high, p, len(first), share=self.share, clusters=self.clusters
-        )
-
-    def resampled(self, outputs: Outputs) -> Floats:
-        """As `EvalDataset.resampled`."""
-        return resampled(self.task_of, outputs, self._gain, self.clusters)
+        return answers == 1 if self.share and alone and answers.ndim == 1 and np.isin(answers, (0, 1)).all() else None
 
 
 def harness_datasets(

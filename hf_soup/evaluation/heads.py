@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,19 +14,15 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation import metrics
 from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.ensembles import Logits
-from hf_soup.evaluation.formulas import LOSSES, rows_right
+from hf_soup.evaluation.formulas import CORRELATIONS, LOSSES, rows_right
 from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import (
     Floats,
     Ints,
     Metric,
-    compare_accuracies,
-    comparison_of,
-    paired_bootstrap,
-    resampled,
 )
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Comparison, Score, Scoring
+from hf_soup.recipe import Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,8 +55,13 @@ class HeadDataset(LearnableDataset):
 
     @property
     def share(self) -> bool:
-        """Losses are none."""
-        return self.scoring.metric not in LOSSES
+        """Losses and correlations are none."""
+        return self.scoring.metric not in (*LOSSES, *CORRELATIONS)
+
+    @property
+    def less_is_better(self) -> bool:
+        """Of losses."""
+        return self.scoring.metric in LOSSES
 
     @property
     def looked_at_as(self) -> tuple[object, ...]:
@@ -177,38 +178,15 @@ class HeadDataset(LearnableDataset):
         errors = np.abs(answers - self.references) if metric in ("mse", "mae") else None
         return errors if errors is None else -(errors**2 if metric == "mse" else errors)
 
-    def score(self, outputs: Logits) -> Score:
-        """The scoring's metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others.
+    def columns(self, answers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """What is right, and what the model says."""
+        return self.references, answers
 
-        Raises:
-            ScoringError: The metric is no number.
-        """
-        metric, trusted = self.scoring.metric, self.scoring.trust_remote_code
-        found = metrics.score(metric, self.references, self.answers(outputs), trusted, self.metrics, self.clusters)
-        return replace(found, metric=self.scoring.measure)
-
-    def judge(self, answers: NDArray[Any], rows: Ints | None = None) -> float:
-        """The metric of answers to all rows, or of those to some, without the interval; of a loss the negative."""
-        chosen = slice(None) if rows is None else rows
-        references = self.references[chosen]
-        return float(self._gain(references, answers[chosen], np.ones((1, len(references)), dtype=np.int64))[0])
-
-    def compare(self, first: Logits, second: Logits) -> Comparison:
-        """As `EvalDataset.compare`: `compare_accuracies`, or the paired bootstrap and a permutation test."""
-        name, one, other = self.scoring.measure, self.answers(first), self.answers(second)
-        if self.scoring.metric == "accuracy":
-            right, others = rows_right(self.references, one), rows_right(self.references, other)
-            return compare_accuracies(name, right, others, self.clusters)
-        low, high, p = paired_bootstrap(self.references, one, other, self._gain, self.clusters)
-        difference = self.judge(one) - self.judge(other)
-        return comparison_of(name, difference, low, high, p, self.n, share=self.share, clusters=self.clusters)
-
-    def resampled(self, outputs: Logits) -> Floats:
-        """``(500,)``: the metric over resamples of the rows, the same ones for every model, for paired intervals."""
-        return resampled(self.references, self.answers(outputs), self._gain, self.clusters)
+    def right(self, answers: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Of accuracy."""
+        return rows_right(self.references, answers) if self.scoring.metric == "accuracy" else None
 
     @property
-    def _gain(self) -> Metric:
-        """The metric, or its negative where less is better."""
-        metric = metrics.find(self.scoring.metric, self.scoring.trust_remote_code, self.metrics)
-        return metric if self.share else lambda *drawn: -metric(*drawn)
+    def metric(self) -> Metric:
+        """As the scoring names it."""
+        return metrics.find(self.scoring.metric, self.scoring.trust_remote_code, self.metrics)

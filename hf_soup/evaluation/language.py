@@ -17,9 +17,9 @@ from hf_soup.errors import ScoringError
 from hf_soup.evaluation.dataset import LearnableDataset, answered_together
 from hf_soup.evaluation.encoded_rows import EncodedRows
 from hf_soup.evaluation.inputs import right_padded, rows_with_room
-from hf_soup.evaluation.statistics import Floats, Ints, Metric, bootstrap, comparison_of, paired_bootstrap, resampled
+from hf_soup.evaluation.statistics import Floats, Ints, Metric
 from hf_soup.merging import ProcessGroup
-from hf_soup.recipe import Comparison, Score, Scoring
+from hf_soup.recipe import Scoring
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,6 +176,7 @@ class LanguageDataset(LikelihoodDataset):
     """
 
     share: ClassVar[bool] = False
+    less_is_better: ClassVar[bool] = True
     scaled: ClassVar[bool] = False
 
     sizes: Ints = field(repr=False)
@@ -245,13 +246,14 @@ class LanguageDataset(LikelihoodDataset):
         """Whether remembered log-likelihoods can be those of a model."""
         return bool(outputs.dtype == np.float64 and outputs.shape == (len(self.kept),) and np.isfinite(outputs).all())
 
-    @property
-    def _metric(self) -> Metric:
-        return LANGUAGE_METRICS[self.scoring.metric]
+    def columns(self, answers: Floats) -> tuple[Ints, Floats]:
+        """Bytes and tokens, and log-likelihoods."""
+        return self.sizes, answers
 
-    def _value(self, outputs: Floats, rows: Ints | None = None) -> float:
-        chosen = np.arange(len(outputs)) if rows is None else rows
-        return float(self._metric(self.sizes[chosen], outputs[chosen], np.ones((1, len(chosen)), np.int64))[0])
+    @property
+    def metric(self) -> Metric:
+        """As the scoring names it."""
+        return LANGUAGE_METRICS[self.scoring.metric]
 
     def row_values(self, answers: Floats) -> Floats | None:
         """The part of each text in the negative metric; of the perplexity there is none."""
@@ -260,34 +262,6 @@ class LanguageDataset(LikelihoodDataset):
             return None
         unit, column = (np.log(2), 0) if metric == "bits_per_byte" else (1.0, 1)
         return np.asarray(answers * len(answers) / (unit * self.sizes[:, column].sum()))
-
-    def judge(self, answers: Floats, rows: Ints | None = None) -> float:
-        """The negative of the metric, as less is better."""
-        return -self._value(answers, rows)
-
-    def score(self, outputs: Floats) -> Score:
-        """The metric, with the bootstrap's 95 % interval over texts."""
-        value = self._value(outputs)
-        low, high = bootstrap(self.sizes, outputs, self._metric, self.clusters)
-        return Score(
-            self.scoring.measure, value, min(low, value), max(high, value), len(outputs), share=False,
-            less_is_better=True,
-        )  # fmt: skip
-
-    def compare(self, first: Floats, second: Floats) -> Comparison:
-        """The paired bootstrap, and a permutation test, over texts."""
-        low, high, p = paired_bootstrap(self.sizes, first, second, self._gain, self.clusters)
-        difference = self.judge(first) - self.judge(second)
-        return comparison_of(
-            self.scoring.measure, difference, low, high, p, len(first), share=False, clusters=self.clusters
-        )
-
-    def resampled(self, outputs: Floats) -> Floats:
-        """As `EvalDataset.resampled`, of the negative metric."""
-        return resampled(self.sizes, outputs, self._gain, self.clusters)
-
-    def _gain(self, sizes: Ints, outputs: Floats, rows: Ints) -> Floats:
-        return -self._metric(sizes, outputs, rows)
 
 
 def _cut(tokens: int, longest: int) -> Iterator[tuple[int, int, int]]:

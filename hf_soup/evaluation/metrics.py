@@ -17,10 +17,10 @@ from hf_soup._util.text import first_line, near
 from hf_soup._util.users_code import users_code
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.data import content_hash
-from hf_soup.evaluation.formulas import CLASS_METRICS, LOSSES, MULTI_LABEL_METRICS, REGRESSION_METRICS, rows_right
-from hf_soup.evaluation.statistics import Floats, Ints, Metric, accuracy_of, bootstrap
+from hf_soup.evaluation.formulas import CLASS_METRICS, MULTI_LABEL_METRICS, REGRESSION_METRICS
+from hf_soup.evaluation.statistics import Floats, Ints, Metric
 from hf_soup.hub import cut_off
-from hf_soup.recipe import Score, is_local_path
+from hf_soup.recipe import is_local_path
 
 #: Of what users' functions return: sums and squares of it are finite too.
 LARGEST = 1e100
@@ -151,30 +151,3 @@ def _by_rows(name: str, function: Callable[[Ints, Ints], Any]) -> Metric:
         return np.array([one(np.repeat(labels, drawn, axis=0), np.repeat(answers, drawn, axis=0)) for drawn in rows])
 
     return draws
-
-
-def value(
-    metric: str, labels: Any, answers: Any, trusted: bool = False, built_in: Mapping[str, Metric] = CLASS_METRICS
-) -> float:
-    """The value of a metric on labels and answers, ``(n,)`` or ``(n, k)``."""
-    return float(find(metric, trusted, built_in)(labels, answers, np.ones((1, len(labels)), np.int64))[0])
-
-
-def score(
-    metric: str,
-    labels: Any,
-    answers: Any,
-    trusted: bool = False,
-    built_in: Mapping[str, Metric] = CLASS_METRICS,
-    clusters: Ints | None = None,
-) -> Score:
-    """A metric with its 95 % interval: Wilson's for accuracy, the bootstrap's for others and for rows in clusters."""
-    if metric == "accuracy":
-        return accuracy_of(rows_right(labels, answers), clusters=clusters)
-    value_of_all, n = value(metric, labels, answers, trusted, built_in), len(labels)
-    low, high = bootstrap(labels, answers, find(metric, trusted, built_in), clusters)
-    losses = metric in LOSSES
-    return Score(
-        metric, value_of_all, min(low, value_of_all), max(high, value_of_all), n, share=not losses,
-        less_is_better=losses,
-    )  # fmt: skip

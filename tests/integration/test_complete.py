@@ -485,7 +485,9 @@ def test_other_libraries_layouts_are_refused_as_what_they_are(tmp_path: Path) ->
         check([tmp_path / "lora", good])
     assert raised.value.hint == ""
     shutil.copytree(good, tmp_path / "timm", ignore=shutil.ignore_patterns("*_*", "modules.json"))
-    edited(tmp_path / "timm", "config.json", lambda _: {"architecture": "resnet18", "pretrained_cfg": {}, "num_classes": 2})
+    edited(
+        tmp_path / "timm", "config.json", lambda _: {"architecture": "resnet18", "pretrained_cfg": {}, "num_classes": 2}
+    )
     found = check([tmp_path / "timm", good])
     assert found.reasons[-1].message == "local:timm is a model of timm (resnet18), not of transformers."
     assert found.verdict == "refused"

@@ -434,7 +434,7 @@ def test_another_version_of_a_task_is_another_task(language_family: Path, tasks:
     folder = language_family / "one"
     first = asked(folder, name="choices", include_path="tasks")
     pinned = asked(folder, **first.scoring.model_dump(exclude_defaults=True))
-    assert (pinned.title, pinned.metric, pinned.fingerprint) == (first.title, "acc,none", first.fingerprint)
+    assert (pinned.title, pinned.metric_filter, pinned.fingerprint) == (first.title, "acc,none", first.fingerprint)
     revision = first.scoring.revision
     assert asked(folder, name="choices", include_path="tasks", revision=revision).scoring.revision == revision
     lines = Path("test.jsonl").read_text().splitlines()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import answered
 import numpy as np
 import pytest
 import sklearn.metrics as theirs
@@ -13,8 +14,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import log_softmax, softmax
 
-from hf_soup.evaluation import metrics, statistics
-from hf_soup.evaluation.formulas import BINARY, CLASS_METRICS, LOSSES, MULTI_LABEL_METRICS, REGRESSION_METRICS
+from hf_soup.evaluation import statistics
+from hf_soup.evaluation.formulas import (
+    BINARY,
+    CLASS_METRICS,
+    CORRELATIONS,
+    LOSSES,
+    MULTI_LABEL_METRICS,
+    REGRESSION_METRICS,
+)
 from hf_soup.evaluation.statistics import bootstrap, paired_bootstrap, resampled
 
 RNG = np.random.default_rng(0)
@@ -44,16 +52,16 @@ def test_of_two_classes_is_of_class_1(name: str) -> None:
 
 def test_by_hand() -> None:
     labels, answers = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    assert metrics.value("f1", labels, answers) == pytest.approx(2 / 3)  # of class 0 it is 4/5
-    assert metrics.value("f1_macro", labels, answers) == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert answered.value("f1", labels, answers) == pytest.approx(2 / 3)  # of class 0 it is 4/5
+    assert answered.value("f1_macro", labels, answers) == pytest.approx((2 / 3 + 4 / 5) / 2)
     # Of four pairs of a row of class 1 and one of class 0, two are in order, and one is a tie.
-    assert metrics.value("roc_auc", np.array([0, 1, 1, 0]), np.array([0.5, 0.5, 0.9, 0.7])) == 0.625
+    assert answered.value("roc_auc", np.array([0, 1, 1, 0]), np.array([0.5, 0.5, 0.9, 0.7])) == 0.625
     numbers = np.array([1.0, 2.0, 4.0]), np.array([10.0, 30.0, 20.0])
-    values = {name: metrics.value(name, *numbers, built_in=REGRESSION_METRICS) for name in ("spearmanr", "mae", "mse")}
+    values = {name: answered.value(name, *numbers, built_in=REGRESSION_METRICS) for name in ("spearmanr", "mae", "mse")}
     assert values == pytest.approx({"spearmanr": 0.5, "mae": 53 / 3, "mse": (81 + 784 + 256) / 3})
     sets = np.array([[1, 0], [1, 1], [0, 0]]), np.array([[1, 0], [0, 1], [1, 0]])
     names = ("accuracy", "f1_micro", "f1_macro", "roc_auc")
-    values = {name: metrics.value(name, *sets, built_in=MULTI_LABEL_METRICS) for name in names}
+    values = {name: answered.value(name, *sets, built_in=MULTI_LABEL_METRICS) for name in names}
     assert values == pytest.approx({"accuracy": 1 / 3, "f1_micro": 2 / 3, "f1_macro": 0.75, "roc_auc": 0.625})
 
 
@@ -149,7 +157,7 @@ def test_intervals_and_tests_are_those_of_rows_drawn_one_by_one(name: str, monke
     metric = built_in[name]
 
     def value(labels: Any, answers: Any) -> float:
-        return metrics.value(name, labels, answers, built_in=built_in)
+        return answered.value(name, labels, answers, built_in=built_in)
 
     draw = np.random.Generator(np.random.Philox(key=20220310 + 3))
     chosen = [draw.integers(N, size=N) for _ in range(40)]
@@ -157,9 +165,9 @@ def test_intervals_and_tests_are_those_of_rows_drawn_one_by_one(name: str, monke
     assert resampled(labels, first, metric) == pytest.approx(expected, abs=1e-12)
     low, high = bootstrap(labels, first, metric)
     assert (low, high) == pytest.approx(tuple(np.quantile(expected, [0.025, 0.975])), abs=2 * np.std(expected))
-    score = metrics.score(name, labels, first, built_in=built_in)
+    score = answered.score(name, labels, first, built_in=built_in)
     assert (score.low, score.value, score.high) == (low, value(labels, first), high)
-    assert (score.share, score.less_is_better) == ((False, True) if name in LOSSES else (True, False))
+    assert (score.share, score.less_is_better) == (name not in (*LOSSES, *CORRELATIONS), name in LOSSES)
     *_, p = paired_bootstrap(labels, first, second, metric)
     apart = abs(value(labels, first) - value(labels, second))
     exchange = np.random.default_rng(1).random((400, N)) < 0.5

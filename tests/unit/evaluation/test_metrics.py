@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import answered
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -77,7 +78,7 @@ def write_script(folder: Path, name: str, result: str) -> Path:
 
 
 def test_a_function_of_the_current_folder_scores_with_an_interval() -> None:
-    score = metrics.score("own_metrics:kappa", LABELS, ANSWERS)
+    score = answered.score("own_metrics:kappa", LABELS, ANSWERS)
     assert score.value == sklearn.metrics.cohen_kappa_score(LABELS, ANSWERS)
     assert score.low < score.value < score.high
     draws = resampled(LABELS, ANSWERS, metrics.find("own_metrics:kappa"))
@@ -88,7 +89,7 @@ def test_the_interval_of_a_function_is_that_of_the_built_in_metric(here: Path) -
     (here / "own_metrics.py").write_text(
         "from sklearn.metrics import f1_score\ndef f1(r, p):\n    return f1_score(r, p, average='macro')\n"
     )
-    own, built_in = (metrics.score(name, LABELS, ANSWERS) for name in ("own_metrics:f1", "f1_macro"))
+    own, built_in = (answered.score(name, LABELS, ANSWERS) for name in ("own_metrics:f1", "f1_macro"))
     assert (own.value, own.low, own.high) == pytest.approx((built_in.value, built_in.low, built_in.high), abs=1e-12)
 
 
@@ -107,15 +108,15 @@ def test_the_interval_of_a_function_is_that_of_the_built_in_metric(here: Path) -
 )
 def test_functions_that_are_no_metrics(metric: str, message: str) -> None:
     with pytest.raises(ScoringError, match=message):
-        metrics.score(metric, LABELS, ANSWERS)
+        answered.score(metric, LABELS, ANSWERS)
 
 
 def test_a_metric_without_a_value_for_some_draws_of_rows(here: Path) -> None:
     """One row of the class: about a third of the resamples have none."""
     labels = np.append(LABELS, 7)
-    assert metrics.value("own_metrics:rare", labels, labels) == 1.0
+    assert answered.value("own_metrics:rare", labels, labels) == 1.0
     with pytest.raises(ScoringError, match="gives nan on 201 rows") as raised:
-        metrics.score("own_metrics:rare", labels, labels)
+        answered.score("own_metrics:rare", labels, labels)
     assert "draw rows again" in raised.value.hint
 
 
@@ -124,7 +125,7 @@ def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool, mo
     monkeypatch.setattr(statistics, "RESAMPLES", 50)
     folder = write_script(here / "metrics", "own_kappa", result)
     path = folder / "own_kappa.py" if file else folder
-    own, function = metrics.score(str(path), LABELS, ANSWERS), metrics.score("own_metrics:kappa", LABELS, ANSWERS)
+    own, function = answered.score(str(path), LABELS, ANSWERS), answered.score("own_metrics:kappa", LABELS, ANSWERS)
     assert (own.value, own.low, own.high) == (function.value, function.low, function.high)
     scoring = Scoring(task="text-classification", dataset="acme/mood", split="test", metric=str(path))
     assert (scoring.measure, scoring.title) == ("own_kappa", "acme/mood test own_kappa")
@@ -143,7 +144,7 @@ def test_an_evaluate_script_of_the_users(here: Path, result: str, file: bool, mo
 )
 def test_scripts_that_give_no_number(here: Path, result: str, message: str) -> None:
     with pytest.raises(ScoringError, match=message):
-        metrics.score(str(write_script(here / "metrics", "own_kappa", result)), LABELS, ANSWERS)
+        answered.score(str(write_script(here / "metrics", "own_kappa", result)), LABELS, ANSWERS)
 
 
 @pytest.mark.parametrize(
@@ -204,9 +205,9 @@ def test_an_edited_metric_counts_from_the_next_preparation_on(here: Path) -> Non
     folder = write_script(here / "metrics", "own_kappa", "{'own_kappa': 0.25}")
     (here / "own_metrics.py").write_text("def one(references, predictions):\n    return 0.25\n")
     named = ["own_metrics:one", str(folder), str(folder / "own_kappa.py")]
-    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
+    assert [answered.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
     (here / "own_metrics.py").write_text("def one(references, predictions):\n    return 0.125\n")
     (folder / "own_kappa.py").write_text(SCRIPT.replace("RESULT", "{'own_kappa': 0.125}"))
-    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
+    assert [answered.value(name, LABELS, ANSWERS) for name in named] == [0.25] * 3
     load_data(Recipe(ingredients=["acme/a"]), ModelTemplate({}, "float32", here), RunContext())
-    assert [metrics.value(name, LABELS, ANSWERS) for name in named] == [0.125] * 3
+    assert [answered.value(name, LABELS, ANSWERS) for name in named] == [0.125] * 3

@@ -6,13 +6,14 @@ import sys
 import tracemalloc
 from functools import partial
 
+import answered
 import numpy as np
 import pytest
 import sklearn.metrics
 from scipy.stats import binomtest
 
 from hf_soup.errors import ScoringError
-from hf_soup.evaluation import metrics, statistics
+from hf_soup.evaluation import statistics
 from hf_soup.evaluation.formulas import CLASS_METRICS
 from hf_soup.evaluation.statistics import Ints, comparison_of
 from hf_soup.recipe import Score
@@ -24,7 +25,7 @@ ANSWERS = np.where(RNG.random(300) < 0.7, LABELS, RNG.integers(0, 5, 300))
 
 def test_wilson_by_hand() -> None:
     # Wilson for 1 of 2: (0.5 + z²/4) / (1 + z²/2) ± z·sqrt(1/8 + z²/16) / (1 + z²/2), z² = 3.8414588
-    score = metrics.score("accuracy", np.array([0, 1]), np.array([0, 0]))
+    score = answered.score("accuracy", np.array([0, 1]), np.array([0, 0]))
     assert (score.low, score.high) == pytest.approx((0.0945312, 0.9054688), abs=1e-6)
 
 
@@ -65,7 +66,7 @@ def test_counts_and_scikit_learn_agree(name: str, case: int) -> None:
     every = np.array([(label, answer) for label in range(6) for answer in range(6)])
     counts = np.array([np.sum((labels == label) & (answers == answer)) for label, answer in every])
     assert CLASS_METRICS[name](every[:, 0], every[:, 1], counts[None]) == pytest.approx([value], abs=1e-12)
-    assert metrics.value(name, labels, answers) == pytest.approx(value, abs=1e-15)
+    assert answered.value(name, labels, answers) == pytest.approx(value, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", SCIKIT_LEARN)
@@ -135,11 +136,11 @@ def test_a_thousand_classes_need_no_table_of_class_by_class() -> None:
 
 def test_f1_by_hand() -> None:
     # class 0: P 1/2, R 1 → 2/3; class 1: P 1, R 1/2 → 2/3
-    assert metrics.value("f1_macro", np.array([0, 1, 1]), np.array([0, 0, 1])) == pytest.approx(2 / 3)
+    assert answered.value("f1_macro", np.array([0, 1, 1]), np.array([0, 0, 1])) == pytest.approx(2 / 3)
 
 
 def test_accuracy_has_wilsons_interval() -> None:
-    score = metrics.score("accuracy", LABELS, ANSWERS)
+    score = answered.score("accuracy", LABELS, ANSWERS)
     correct = int((LABELS == ANSWERS).sum())
     assert score == Score("accuracy", correct / 300, *binomtest(correct, 300).proportion_ci(method="wilson"), 300)
     assert score.to_dict() == {
@@ -155,9 +156,9 @@ def test_accuracy_has_wilsons_interval() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SCIKIT_LEARN if name != "accuracy"])
 def test_the_bootstrap_is_seeded_and_blind_to_the_order_of_rows(name: str) -> None:
-    first = metrics.score(name, LABELS, ANSWERS)
+    first = answered.score(name, LABELS, ANSWERS)
     order = np.random.default_rng(1).permutation(300)
-    assert metrics.score(name, LABELS[order], ANSWERS[order]) == first
+    assert answered.score(name, LABELS[order], ANSWERS[order]) == first
     assert first.low < first.value < first.high
 
 
@@ -208,15 +209,15 @@ def test_worse_is_said_in_positive_numbers() -> None:
 
 def test_an_unknown_metric_lists_those_that_there_are() -> None:
     with pytest.raises(ScoringError, match="no built-in metric 'bleu'") as raised:
-        metrics.value("bleu", LABELS, ANSWERS)
+        answered.value("bleu", LABELS, ANSWERS)
     assert all(name in raised.value.hint for name in CLASS_METRICS)
 
 
 def test_metrics_need_no_network_and_no_home() -> None:
     """A home that cannot be written (a folder below a device, so that root cannot either), and no network."""
     code = (
-        "import numpy as np; from hf_soup.evaluation import metrics;"
-        "print(metrics.score('f1_macro', np.array([0, 1, 1]), np.array([0, 1, 0])).value)"
+        "import numpy as np; from hf_soup.evaluation.metrics import find;"
+        "print(find('f1_macro')(np.array([0, 1, 1]), np.array([0, 1, 0]), np.ones((1, 3), int))[0])"
     )
     home = "/dev/null/home"
     environment = {**os.environ, "HOME": home, "HF_HOME": f"{home}/hf", "HF_HUB_OFFLINE": "1"}
