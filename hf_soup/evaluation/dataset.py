@@ -16,6 +16,7 @@ from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.model import answers
 from hf_soup.evaluation.statistics import (
+    PERMUTATIONS,
     Floats,
     Ints,
     Metric,
@@ -118,6 +119,11 @@ class EvalDataset(ABC):
         return self.scoring.measure
 
     @property
+    def permutations(self) -> int:
+        """How many exchanges a permutation test makes; fewer where the metric takes one draw at a time."""
+        return PERMUTATIONS
+
+    @property
     def less_is_better(self) -> bool:
         """Whether it is so of the value, as it is of losses."""
         return False
@@ -187,9 +193,11 @@ class EvalDataset(ABC):
         if right is not None and others is not None:
             return compare_accuracies(self.measure, right, others, self.clusters)
         columns = (*self.columns(one), self.columns(other)[1])
-        low, high, p = paired_bootstrap(*columns, self._gain, self.clusters)
-        difference, n = self.judge(one) - self.judge(other), len(columns[0])
-        return comparison_of(self.measure, difference, low, high, p, n, share=self.share, clusters=self.clusters)
+        low, high, p = paired_bootstrap(*columns, self._gain, self.clusters, self.permutations)
+        return comparison_of(
+            self.measure, self.judge(one) - self.judge(other), low, high, p, len(columns[0]), share=self.share,
+            clusters=self.clusters, least=1 / (1 + self.permutations),
+        )  # fmt: skip
 
     def resampled(self, outputs: Outputs) -> Floats:
         """``(500,)``: what `judge` gives over resamples of the rows, the same ones for every model, for paired

@@ -34,6 +34,8 @@ from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.encoded_rows import key_of
 from hf_soup.evaluation.model import hand_out, require_head
 from hf_soup.evaluation.statistics import (
+    PERMUTATIONS,
+    RESAMPLES,
     Floats,
     Ints,
 )
@@ -294,10 +296,19 @@ class HarnessDataset(EvalDataset):
 
     def row_values(self, answers: Outputs) -> Floats | None:
         """The harness's values, where the metric is their mean."""
-        means = all(getattr(task.aggregation()[self._metric_name], "__name__", "") == "mean" for task in self.tasks)
         alone = len(self.tasks) == 1 or not self.equally
         gains = -answers if self.less_is_better else answers
-        return gains if means and alone and answers.ndim == 1 else None
+        return gains if self._means and alone and answers.ndim == 1 else None
+
+    @property
+    def _means(self) -> bool:
+        """Whether the harness takes the mean of its values; else it does with them what it does, one draw at a time."""
+        return all(getattr(task.aggregation()[self._metric_name], "__name__", "") == "mean" for task in self.tasks)
+
+    @property
+    def permutations(self) -> int:
+        """As `EvalDataset.permutations`."""
+        return PERMUTATIONS if self._means else RESAMPLES
 
     def right(self, answers: Outputs) -> NDArray[np.bool_] | None:
         """Of metrics that are the share of rows that are right."""

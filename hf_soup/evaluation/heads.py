@@ -17,6 +17,8 @@ from hf_soup.evaluation.ensembles import Logits
 from hf_soup.evaluation.formulas import CORRELATIONS, LOSSES, rows_right
 from hf_soup.evaluation.inputs import Inputs
 from hf_soup.evaluation.statistics import (
+    PERMUTATIONS,
+    RESAMPLES,
     Floats,
     Ints,
     Metric,
@@ -177,6 +179,11 @@ class HeadDataset(LearnableDataset):
             return -np.asarray(answers, dtype=np.float64)
         errors = np.abs(answers - self.references) if metric in ("mse", "mae") else None
         return errors if errors is None else -(errors**2 if metric == "mse" else errors)
+
+    @property
+    def permutations(self) -> int:
+        """As `EvalDataset.permutations`; functions and scripts take one draw at a time."""
+        return PERMUTATIONS if self.scoring.metric in self.metrics else RESAMPLES
 
     def columns(self, answers: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """What is right, and what the model says."""

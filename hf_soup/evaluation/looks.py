@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hf_soup.evaluation.statistics import SEED, Floats, Ints, clusters_drawn
+from hf_soup.evaluation.statistics import SEED, Floats, Ints, clusters_drawn, told
 from hf_soup.recipe import Comparison
 
 #: Draws of the rows, and how many values of candidates are in memory together.
-DRAWS, _VALUES = 1000, 1 << 24
+DRAWS, _VALUES = 10_000, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ def by_chance(
 ) -> list[Chance]:
     r"""What a choice gains by chance on each of its validation data, as they would be were all candidates alike.
 
-    The rows are drawn again a thousand times, the same ones for all candidates, and each candidate's mean over all rows
+    The rows are drawn again 10,000 times, the same ones for all candidates, and each candidate's mean over all rows
     is taken off its values: so all are equally good, and as noisy and as like each other as they are. Each time the
     candidate with the best weighted mean is taken, as a selection does, and compared with the best of the ingredients,
-    which are candidates too: ``p = (1 + #{gain >= seen}) / (1 + 1000)``.
+    which are candidates too: ``p = (1 + #{gain >= seen}) / (1 + 10000)``.
 
     Permuting the candidates' values within each row would say the same only where all are equally noisy: those that
     are nearly one model would dilute the others.
@@ -93,12 +93,12 @@ def beside_chance(comparison: Comparison, chance: Chance, *, share: bool) -> Com
     'better by 0.9 points, and the best of 20 candidates would be by 0.6 by chance alone (p = 0.2, n = 2,000)'
     """
     shown = f"{100 * chance.gain:.1f}" if share else f"{chance.gain:.3g}"
-    told = f"the best of {chance.candidates} candidates would be by {shown} by chance alone (p = {chance.p:.2g}"
+    chances = f"the best of {chance.candidates} candidates would be by {shown} by chance alone ({told(chance.p)}"
     changes: dict[str, object] = {"candidates": chance.candidates, "chance": chance.gain, "chance_p": chance.p}
     if comparison.significant and comparison.difference > 0:
         if chance.p < 0.05:
-            changes["sentence"] = f"{comparison.sentence}; {told})"
+            changes["sentence"] = f"{comparison.sentence}; {chances})"
         else:
             seen = f"{100 * comparison.difference:.1f} points" if share else f"{comparison.difference:.3g}"
-            changes |= {"significant": False, "sentence": f"better by {seen}, and {told}, n = {comparison.n:,})"}
+            changes |= {"significant": False, "sentence": f"better by {seen}, and {chances}, n = {comparison.n:,})"}
     return comparison.model_copy(update=changes)

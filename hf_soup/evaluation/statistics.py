@@ -19,6 +19,9 @@ from hf_soup.recipe import Comparison, Score
 #: The 97.5 % point of the normal distribution: two sides of 2.5 % leave 95 %.
 Z = 1.959963984540054
 RESAMPLES = 500
+#: Of a permutation test, whose p is read near 0.05: at 500 its error there is 0.01. A metric that takes one draw at a
+#: time has `RESAMPLES`.
+PERMUTATIONS = 10_000
 #: Resamples that are in memory together.
 BLOCK = 50
 #: Key of the generator; fixed, so that a score is the same number every time.
@@ -36,6 +39,18 @@ def mean(_: Any, values: NDArray[Any], rows: Ints) -> Floats:
     return np.asarray(rows @ values / rows.sum(axis=1))
 
 
+def told(p: float, least: float = 0.0) -> str:
+    """A p as people read it; ``least``: the least one that the test can have.
+
+    >>> told(0.012), told(0.0002), told(1 / 501, 1 / 501), told(0.04996)
+    ('p = 0.012', 'p < 0.001', 'p < 0.002', 'p = 0.0499')
+    """
+    if p <= least or p < 0.001:
+        return f"p < {max(least, 0.001):.1g}"
+    # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
+    return f"p = {min(p, 0.0499):.3g}" if 0.0495 <= p < 0.05 else f"p = {p:.2g}"
+
+
 def comparison_of(
     metric: str,
     difference: float,
@@ -46,18 +61,19 @@ def comparison_of(
     *,
     share: bool = True,
     clusters: Ints | None = None,
+    least: float = 0.0,
 ) -> Comparison:
     """Two models on the same rows: ``difference`` is the first minus the second.
 
     A difference is claimed only where ``p`` is below 0.05 and zero lies outside the interval. ``share``: it is one of
-    shares of one, which is told in points. ``clusters``: as in `bootstrap`.
+    shares of one, which is told in points. ``clusters``: as in `bootstrap`. ``least``: the least p that the test has.
 
     >>> comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000).sentence
     'better by 0.9 points (95 % interval 0.2 to 1.6, p = 0.01, n = 2,000)'
     >>> comparison_of("accuracy", 0.01, -0.02, 0.04, 0.6, 200).sentence
     'no difference can be seen with n = 200'
-    >>> comparison_of("reward", 0.52, 0.08, 0.96, 0.02, 200, share=False).sentence
-    'better by 0.52 (95 % interval 0.08 to 0.96, p = 0.02, n = 200)'
+    >>> comparison_of("reward", 0.52, 0.08, 0.96, 1 / 501, 200, share=False, least=1 / 501).sentence
+    'better by 0.52 (95 % interval 0.08 to 0.96, p < 0.002, n = 200)'
     """
 
     def shown(value: float) -> str:
@@ -68,11 +84,9 @@ def comparison_of(
     sentence = f"no difference can be seen with {rows}"
     if significant:
         nearer, farther = sorted((abs(low), abs(high)))
-        # What is claimed is below 0.05, and two digits would make 0.05 of 0.0499.
-        known = f"p = {p:.2g}" if p < 0.0495 else f"p = {min(p, 0.0499):.3g}"
         sentence = (
             f"{'better' if difference > 0 else 'worse'} by {shown(abs(difference))}{' points' if share else ''} "
-            f"(95 % interval {shown(nearer)} to {shown(farther)}, {known if p >= 0.001 else 'p < 0.001'}, {rows})"
+            f"(95 % interval {shown(nearer)} to {shown(farther)}, {told(p, least)}, {rows})"
         )
     return Comparison(
         metric=metric, difference=difference, low=low, high=high, p=p, n=n, sentence=sentence, significant=significant
@@ -130,7 +144,8 @@ def compare_accuracies(
     first, second, n = int(np.sum(right & ~other)), int(np.sum(other & ~right)), len(right)
     if clusters is not None:
         low, high, p = paired_bootstrap(np.zeros(n), right.astype(float), other.astype(float), mean, clusters)
-        return comparison_of(metric, (first - second) / n, low, high, p, n, clusters=clusters)
+        least = 1 / (1 + PERMUTATIONS)
+        return comparison_of(metric, (first - second) / n, low, high, p, n, clusters=clusters, least=least)
     low, high = paired_interval(first, second, n)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return comparison_of(metric, (first - second) / n, low, high, p, n)
@@ -163,16 +178,18 @@ def paired_bootstrap(
     second: Ints | Floats,
     metric: Metric,
     clusters: Ints | None = None,
+    permutations: int = PERMUTATIONS,
 ) -> tuple[float, float, float]:
     """Interval and p of the difference of a metric between two models on the same rows.
 
     The interval is the bootstrap's over rows. p comes from a permutation test: were the two models alike,
     exchanging their answers row by row (or cluster by cluster) at random would change nothing;
-    ``p = (1 + #{|d*| >= |d|}) / (1 + 500)``.
+    ``p = (1 + #{|d*| >= |d|}) / (1 + permutations)``.
 
     Args:
         labels, first, second: ``(n,)``: the labels, and what each model answers.
         clusters: As in `bootstrap`.
+        permutations: How often they are exchanged.
 
     Returns:
         Low, high (first minus second) and p.
@@ -180,17 +197,20 @@ def paired_bootstrap(
     drawn = _Draws((labels, first, second), clusters)
     label, one, two = drawn.columns
     twice, forward, exchanged = np.concatenate([label, label]), np.concatenate([one, two]), np.concatenate([two, one])
+    kinds = len(drawn.counts)
+    every = np.empty((BLOCK, 2 * kinds), dtype=np.int64)  # once, as its pages take longer than what is written on them
 
     def difference(rows: Ints, moved: Ints | int = 0) -> Floats:
-        both = np.concatenate([rows - moved, np.zeros_like(rows) + moved], axis=1)
+        both = every[: len(rows)]
+        both[:, :kinds], both[:, kinds:] = rows - moved, moved
         return metric(twice, forward, both) - metric(twice, exchanged, both)
 
     low, high = _interval(difference, drawn, _generator(1))
     generator, rows = _generator(2), np.tile(drawn.counts, (BLOCK, 1))
-    null = [difference(rows, drawn.halves(generator)) for _ in range(RESAMPLES // BLOCK)]
+    null = [difference(rows, drawn.halves(generator)) for _ in range(permutations // BLOCK)]
     # A hair below: the same difference summed in another order is still the same difference.
     extreme = int(np.sum(np.abs(null) >= abs(difference(rows[:1])) - 1e-12))
-    return low, high, (1 + extreme) / (1 + RESAMPLES)
+    return low, high, (1 + extreme) / (1 + permutations)
 
 
 def resampled(labels: Ints | Floats, answers: Ints | Floats, metric: Metric, clusters: Ints | None = None) -> Floats:
@@ -245,9 +265,13 @@ class _Draws:
 
     def halves(self, generator: np.random.Generator) -> Ints:
         """``(BLOCK, counts)``: each row, or cluster, or none of it, at even chances."""
-        if self._clusters is None:
-            return generator.binomial(np.tile(self.counts, (BLOCK, 1)), 0.5)
-        coins: Ints = generator.integers(2, size=(BLOCK, self._clusters.max() + 1))[:, self._clusters]
+        count = len(self.counts) if self._clusters is None else int(self._clusters.max()) + 1
+        bits = np.frombuffer(generator.bytes(BLOCK * -(-count // 8)), np.uint8).reshape(BLOCK, -1)
+        coins = np.unpackbits(bits, axis=1)[:, :count].astype(np.int64)
+        if self._clusters is not None:
+            return coins[:, self._clusters]
+        many = self.counts > 1
+        coins[:, many] = generator.binomial(self.counts[many], 0.5, (BLOCK, int(many.sum())))
         return coins
 
     def alike(self, generator: np.random.Generator) -> Ints:

@@ -530,7 +530,7 @@ class Recipe(_Value):
         dtype: ``bfloat16``, ``float16``, ``float32`` or ``float64``; the ingredients' by default.
         stability_repeats: How often the choice is made again, on random halves of the validation rows, to say how
             stable it is.
-        seed: Of every random number.
+        seed: Of what methods and selections draw at random. Intervals and tests always draw alike.
         allow_pickle: Read ``pytorch_model.bin`` where there is nothing else (weights only).
 
     >>> recipe = Recipe(ingredients=["acme/a", {"model": "acme/b", "weight": 2}])

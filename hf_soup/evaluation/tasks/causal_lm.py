@@ -99,21 +99,18 @@ class CausalLM(LanguageTask):
         rows = []
         for content in contents:
             ((_, text),) = self._parts(content)
-            (row,) = self._begun(title, [text]) if len(content) > 1 else self.encode(title, [text])
-            rows.append(np.array([row if len(content) > 1 else [self.before, *row]], dtype=np.int32))
+            chat = len(content) > 1  # which may be rendered with the token before it
+            (row,) = self.encode(title, [text], add_special_tokens=False) if chat else self.encode(title, [text])
+            rows.append(np.array([row if chat and row[:1] == [self.before] else [self.before, *row]], dtype=np.int32))
         return ["input_ids"], rows
-
-    def _begun(self, title: str, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of rendered texts, which may have the token before them already."""
-        rows = self.encode(title, texts, add_special_tokens=False)
-        return [row if row[:1] == [self.before] else [self.before, *row] for row in rows]
 
     def _answers(self, title: str, content: tuple[str, ...]) -> NDArray[np.int32]:
         """``(2, tokens)``: a conversation up to its last answer, and up to those that it does not begin with."""
         sequences: list[tuple[list[int], list[int]]] = []
         for before, counted in reversed(list(self._parts(content))):
-            context, whole = self._begun(title, [before, before + counted])
-            begin = _alike(context, whole)
+            context, whole = self.encode(title, [before, before + counted], add_special_tokens=False)
+            if not (begin := _alike(context, whole)):  # else it has what the template shows, and nothing more
+                begin, whole = 1, [self.before, *whole]
             said = next((said for tokens, said in sequences if tokens[: len(whole)] == whole), None)
             if said is None:
                 said = [BEGINS, *[0] * (len(whole) - 1)]

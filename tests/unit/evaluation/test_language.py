@@ -416,7 +416,7 @@ def test_answers_alone_are_counted(chatty: tuple[Any, Any], tmp_path: Path) -> N
     assert len(bench.windows) == 2, "nothing is run where nobody answers, and two answers in one pass"
     for chat, value, (size, count) in zip(CHATS, found, bench.sizes.tolist(), strict=True):
         given = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
-        tokens, counted = [0, *given["input_ids"]], [0, *given["assistant_masks"]]
+        tokens, counted = given["input_ids"], given["assistant_masks"]
         for place in range(len(counted) - 1, 0, -1):
             if counted[place - 1] and not counted[place]:
                 counted[place] = 1  # the template ends the line behind its mark
@@ -434,6 +434,24 @@ def test_answers_alone_are_counted(chatty: tuple[Any, Any], tmp_path: Path) -> N
     assert float(sum(losses).detach()) == pytest.approx(-found.sum() / bench.sizes[:, 1].sum())  # type: ignore[union-attr]
 
 
+def test_an_answer_that_nothing_stands_before_follows_the_token_that_ends_texts(
+    chatty: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where none begins them. Elsewhere nothing is added to what the template shows."""
+    model, tokenizer = chatty
+    tokenizer.bos_token = None
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}</s>{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setitem(globals(), "CHATS", [CHATS[0], CHATS[0][1:]])
+    bench = chats_of(tmp_path, assistant_only=True)
+    end, answer = tokenizer.eos_token_id, f"{CHATS[0][1]['content']}</s>"
+    question, said = (tokenizer.encode(text, add_special_tokens=False) for text in (f"{PAGES[3][:20]}</s>", answer))
+    rows = [row[0].tolist() for row in bench.encoded.rows(bench.kept)]
+    assert rows == [[*question, *said], [end, *said]]
+    expected = [by_labels(model, row, [0] * (len(row) - len(said)) + [1] * len(said)) for row in rows]
+    assert bench.outputs(model) == pytest.approx(expected, rel=1e-5)
+
+
 def test_answers_whose_conversation_goes_on_otherwise(chatty: tuple[Any, Any], tmp_path: Path) -> None:
     """Each is read after what its template shows when it is asked for, as the model sees it."""
     model, tokenizer = chatty
@@ -446,8 +464,8 @@ def test_answers_whose_conversation_goes_on_otherwise(chatty: tuple[Any, Any], t
     for length, answer in ((3, "hmYes. é</s>"), (5, f"well{CHATS[1][4]['content']}</s>")):
         before = tokenizer.apply_chat_template(chat[:length], tokenize=False).removesuffix(answer)
         assert before.endswith("<|assistant|>")
-        tokens = [0, *tokenizer.encode(before + answer, add_special_tokens=False)]
-        context = len(tokenizer.encode(before, add_special_tokens=False)) + 1
+        tokens = tokenizer.encode(before + answer, add_special_tokens=False)
+        context = len(tokenizer.encode(before, add_special_tokens=False))
         expected += by_labels(model, tokens, [int(place >= context) for place in range(len(tokens))])
     assert found[1] == pytest.approx(expected, rel=1e-5)
 

@@ -10,7 +10,7 @@ import answered
 import numpy as np
 import pytest
 import sklearn.metrics
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation import statistics
@@ -118,10 +118,16 @@ def test_resamples_are_those_drawn_and_scored_one_by_one(name: str, monkeypatch:
         return one(np.tile(label, 2), answers, both) - one(np.tile(label, 2), exchanged, both)
 
     draws = [difference(rows) for rows in generator(1).multinomial(300, counts / 300, 40)]
-    null = [difference(counts, moved) for moved in generator(2).binomial(counts, 0.5, (40, len(counts)))]
+    coin, many, null = generator(2), counts > 1, []
+    for _ in range(2):  # a bit for each kind of which there is one row
+        bits = np.frombuffer(coin.bytes(20 * -(-len(counts) // 8)), np.uint8).reshape(20, -1)
+        moved = np.unpackbits(bits, axis=1)[:, : len(counts)].astype(np.int64)
+        moved[:, many] = coin.binomial(counts[many], 0.5, (20, many.sum()))
+        null += [difference(counts, each) for each in moved]
     p = (1 + np.sum(np.abs(null) >= abs(difference(counts)) - 1e-12)) / 41
     expected = (*np.quantile(draws, [0.025, 0.975]), p)
-    assert statistics.paired_bootstrap(LABELS, ANSWERS, other, quick) == pytest.approx(expected, abs=1e-12)
+    found = statistics.paired_bootstrap(LABELS, ANSWERS, other, quick, permutations=40)
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_thousand_classes_need_no_table_of_class_by_class() -> None:
@@ -174,10 +180,25 @@ def test_paired_bootstrap_sees_a_difference_and_none() -> None:
     good = np.where(np.random.default_rng(2).random(300) < 0.95, LABELS, 0)
     low, high, p = statistics.paired_bootstrap(LABELS, good, ANSWERS, formula)
     assert 0 < low < high
-    assert p == 1 / 501
+    assert p == 1 / 10_001
     worse = statistics.paired_bootstrap(LABELS, ANSWERS, good, formula)
     assert worse[1] < 0
     assert statistics.paired_bootstrap(LABELS, good, good, formula) == (0.0, 0.0, 1.0)
+
+
+def test_permutations_tell_p_to_a_hundredth_of_itself_and_say_where_they_end() -> None:
+    """12 of 16 rows with a difference, all in one direction: by counting, 2 of 4,096 exchanges are as extreme."""
+    values = np.repeat([1.0, 0.0], [12, 4])
+    *_, p = statistics.paired_bootstrap(np.zeros(16), values, np.zeros(16), statistics.mean)
+    assert p == pytest.approx(2 / 4096, abs=4e-4)
+    spread = np.repeat([1.0, -1.0], [14, 4])  # 14 or more of 18 the same way, in both directions
+    *_, p = statistics.paired_bootstrap(np.zeros(18), spread, np.zeros(18), statistics.mean)
+    assert p == pytest.approx(2 * binom.sf(13, 18, 0.5), abs=0.006)
+    rows = np.random.default_rng(0).normal(2, 1, 200)
+    data = answered.answered("loss", np.zeros(200))
+    assert "p < 0.001," in data.compare(rows, 2 * rows).sentence
+    by_rows = answered.answered("sklearn.metrics:accuracy_score", LABELS)
+    assert "p < 0.002," in by_rows.compare(LABELS, ANSWERS).sentence, "one draw at a time has 500"
 
 
 def test_permutation_p_by_hand() -> None:
