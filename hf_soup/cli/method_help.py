@@ -85,9 +85,10 @@ def values(allowed: Any, default: Any) -> str:
 
 def exactness(method: Method) -> str:
     """Where the same recipe gives the same bytes."""
-    if not method.bound:
+    if method.bound == 0:
         return "everywhere"
-    return f"on one machine; on another up to {method.bound:g} of a tensor's largest magnitude off, before rounding"
+    far = "nobody says" if method.bound is None else f"up to {method.bound:g} of a tensor's largest magnitude off"
+    return f"on one machine; on another {far}{', before rounding' if method.bound else ''}"
 
 
 def as_data(chosen: Mapping[str, Sequence[Method | Selection]]) -> dict[str, list[dict[str, Any]]]:

@@ -53,7 +53,8 @@ class Method(Registered):
         combination: Whether it adds up the tensors, each times a number that shares and parameters give, whatever the
             tensors hold; of adapters it then takes the factors and no product of them.
         bound: How far the result may be from that of another machine before it is rounded, in parts of the largest
-            magnitude in the tensor, as where it takes a decomposition; 0 where it is the same everywhere.
+            magnitude in the tensor, as where it takes a decomposition, a power or a logarithm, which machines round in
+            different ways; 0 where it is the same everywhere, and None where nobody says.
         least, most: How many ingredients it is defined for.
         ordered: Whether the order of the ingredients counts.
         statistics: What is collected of the ingredients, for the parameter ``statistics``: ``fisher``, a float32 tensor
@@ -71,7 +72,7 @@ class Method(Registered):
     needs_base: bool = False
     sums: bool = False
     combination: bool = False
-    bound: float = 0.0
+    bound: float | None = None
     least: int = 1
     most: int | None = None
     ordered: bool = False

@@ -39,6 +39,7 @@ def _cutoffs(
     needs_base=True,
     sums=True,
     measure=_cutoffs,
+    bound=0.0,
 )
 def breadcrumbs(
     deltas: Sequence[Tensor],

@@ -12,7 +12,9 @@ from hf_soup.methods._signs import masked
 from hf_soup.methods._sums import weighted_sum
 
 
-@merge_method(elementwise=True, neutral={"density": 1.0, "scale": lambda total: 1 / total}, needs_base=True, sums=True)
+@merge_method(
+    elementwise=True, neutral={"density": 1.0, "scale": lambda total: 1 / total}, needs_base=True, sums=True, bound=0.0
+)
 def dare_linear(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

@@ -11,7 +11,7 @@ from hf_soup.methods import Within, merge_method, shares
 from hf_soup.methods._signs import agreeing_mean, masked
 
 
-@merge_method(elementwise=True, neutral={"density": 1.0, "scale": 1.0}, needs_base=True)
+@merge_method(elementwise=True, neutral={"density": 1.0, "scale": 1.0}, needs_base=True, bound=0.0)
 def dare_ties(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

@@ -17,7 +17,7 @@ _ROWS = 1 << 18
 _PLACES = 1 << 32
 
 
-@merge_method(elementwise=False, neutral={"density": 1.0, "epsilon": 0.0, "scale": 1.0}, needs_base=True)
+@merge_method(elementwise=False, neutral={"density": 1.0, "epsilon": 0.0, "scale": 1.0}, needs_base=True, bound=0.0)
 def della(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

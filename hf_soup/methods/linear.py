@@ -10,7 +10,7 @@ from hf_soup.methods import accumulator, merge_method
 from hf_soup.methods._sums import mean, weighted_sum
 
 
-@merge_method(elementwise=True, neutral={}, combination=True)
+@merge_method(elementwise=True, neutral={}, combination=True, bound=0.0)
 def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
     r"""Average the weights of the ingredients.
 

@@ -46,7 +46,7 @@ def _selected(tensors: Sequence[Tensor], factors: Sequence[float], least: float)
     return [tensor * mask for tensor in tensors]
 
 
-@merge_method(elementwise=True, neutral={"select_topk": 1.0}, needs_base=True, measure=_measure)
+@merge_method(elementwise=True, neutral={"select_topk": 1.0}, needs_base=True, measure=_measure, bound=0.0)
 def sce(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

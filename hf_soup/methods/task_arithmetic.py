@@ -17,6 +17,7 @@ from hf_soup.methods._sums import weighted_sum
     needs_base=True,
     sums=True,
     combination=True,
+    bound=0.0,
 )
 def task_arithmetic(
     deltas: Sequence[Tensor],

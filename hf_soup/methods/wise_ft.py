@@ -11,7 +11,7 @@ from hf_soup.methods import Within, merge_method
 from hf_soup.methods._sums import mean
 
 
-@merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True, combination=True)
+@merge_method(elementwise=True, neutral={"alpha": 1.0}, needs_base=True, combination=True, bound=0.0)
 def wise_ft(
     deltas: Sequence[Tensor],
     weights: Sequence[float],

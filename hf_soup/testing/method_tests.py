@@ -165,7 +165,11 @@ def _assert_near(method: Method, actual: Tensor, expected: Tensor, share: float,
     __tracebackhide__ = True
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(
-        actual, expected, rtol=0, atol=max(share, method.bound) * largest, msg=lambda details: f"{message}\n{details}"
+        actual,
+        expected,
+        rtol=0,
+        atol=max(share, method.bound or 0.0) * largest,
+        msg=lambda details: f"{message}\n{details}",
     )
 
 
@@ -189,6 +193,14 @@ def _orders(draw: Callable[[st.SearchStrategy[Any]], Any], method: Method) -> tu
     if not any(weights):
         weights = [1.0] * n
     return tensors, weights, parameters
+
+
+def _assert_within_bound(method: Method, actual: Tensor, expected: Tensor, message: str) -> None:
+    """The same bits, where the method states no bound."""
+    if method.bound:
+        _assert_near(method, actual, expected, 0.0, message)
+    else:
+        _assert_same_bits(actual, expected, message)
 
 
 class MethodTests:
@@ -219,8 +231,7 @@ class MethodTests:
         assert ("statistics" in method.given) == (method.statistics in _STATISTICS) == ("examples" in method.parameters)
         assert "cutoffs" not in method.given or "density" in method.parameters
         assert method.neutral is None or method.neutral.keys() <= method.parameters.keys()
-        # What goes entry by entry is the same everywhere, but for what models show, and what is measured.
-        assert not (method.elementwise and method.bound and not method.statistics and not method.measure)
+        assert method.bound is None or 0 <= method.bound < 1
         check_signature(method, "deltas" if method.needs_base else "tensors", "weights")
 
     def test_every_parameter_says_what_it_may_be(self, method: Method) -> None:
@@ -235,8 +246,8 @@ class MethodTests:
     def test_equal_ingredients_give_themselves_back(self, method: Method, dtype: torch.dtype) -> None:
         """The soup of n copies of a model is that model at the parameters declared neutral.
 
-        Bit for bit where it only goes entry by entry, but for the zero's sign in a task vector, which adding it loses,
-        and for sums, as 1/n is no binary number.
+        Bit for bit where it only goes entry by entry and states no bound, but for the zero's sign in a task vector,
+        which adding it loses, and for sums, as 1/n is no binary number.
         """
         if method.neutral is None:
             pytest.skip("there are no neutral parameters")
@@ -248,12 +259,12 @@ class MethodTests:
             weights = [weight] * n
             mixed = mix(method, [one.clone() for _ in range(n)], weights, **method.neutral_for(math.fsum(weights)))
             exact = dtype != torch.float32 or not method.needs_base  # in float32 a sum of float32s is rounded
-            if method.elementwise and exact and not method.sums and not method.measure:
+            if method.elementwise and exact and not (method.sums or method.measure or method.bound):
                 result = rounded(mixed, dtype) + (0.0 if method.needs_base else -0.0)
                 _assert_same_bits(result, one, f"the mix of {n} equal tensors is not that tensor")
             else:
                 expected = one.to(mixed.dtype)
-                near = method.bound * float(expected.abs().max())
+                near = (method.bound or 0.0) * float(expected.abs().max())
                 torch.testing.assert_close(mixed, expected, rtol=16 * torch.finfo(mixed.dtype).eps, atol=near)
 
     def test_the_order_of_ingredients_does_not_matter(self, method: Method, choose: Choose, dtype: torch.dtype) -> None:
@@ -279,7 +290,7 @@ class MethodTests:
             _assert_near(method, back, there, 1e-6, "in the other order the ingredients give something else")
         decides = method.statistics or method.measure
         neutral = choose == method.neutral_for or method.neutral == {}  # where no parameter is needed, the default is
-        if method.elementwise and neutral and not decides:
+        if method.elementwise and neutral and not decides and not method.bound:
             # Small whole numbers, so that many sums are zero, of either sign.
             whole = [(20 * _random(400, dtype=dtype, seed=seed, special=False)).round() for seed in range(n)]
             there, back = both(whole, [1.0] * n)
@@ -299,10 +310,7 @@ class MethodTests:
 
             if _grows_with_weights(method, parameters):
                 grown = "it is declared as a sum, and 4 times the weights do not make it 4 times as large"
-                if method.bound:
-                    _assert_near(method, scaled(4.0), mixed * 4.0, 0.0, grown)
-                else:
-                    _assert_same_bits(scaled(4.0), mixed * 4.0, grown)
+                _assert_within_bound(method, scaled(4.0), mixed * 4.0, grown)
             else:
                 for scale in (2.0**-900, 0.5, 4.0, 2.0**900):
                     _assert_same_bits(scaled(scale), mixed, f"all weights times {scale:g} give something else")
@@ -359,7 +367,7 @@ class MethodTests:
                     )
                     for start, stop in itertools.pairwise([0, *ends])
                 ]
-                _assert_same_bits(torch.cat(slices), whole, "slices give something else")
+                _assert_within_bound(method, torch.cat(slices), whole, "slices give something else")
 
     def test_what_is_handed_in_is_not_changed(self, method: Method, choose: Choose, dtype: torch.dtype) -> None:
         """Neither by the method, nor by whoever changes its result."""
@@ -431,10 +439,7 @@ class MethodTests:
         finally:
             torch.set_num_threads(before)
         for mixed in mixes[1:]:
-            if method.bound:
-                _assert_near(method, mixed, mixes[0], 0.0, "more threads give something else")
-            else:
-                _assert_same_bits(mixed, mixes[0], "more threads give something else")
+            _assert_within_bound(method, mixed, mixes[0], "more threads give something else")
 
     def test_it_is_documented_with_an_example_that_runs(self, method: Method) -> None:
         """The pages and help of `hf-soup methods` are made from the docstring."""

@@ -91,8 +91,8 @@ def compare_weights(
         digest.
     """
     found: dict[str, Difference] = {}
-    usual = METHODS[plan.mixture.method.method].bound
-    bounds = {name: METHODS[call.method].bound for name, call in plan.mixture.tensor_methods.items()}
+    usual = METHODS[plan.mixture.method.method].bound or 0.0
+    bounds = {name: METHODS[call.method].bound or 0.0 for name, call in plan.mixture.tensor_methods.items()}
     for name in plan.layout.multiplied:
         bounds[name] = max(bounds.get(name, usual), PRODUCT_BOUND)
     if again:
