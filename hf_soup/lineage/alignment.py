@@ -393,7 +393,9 @@ class _Alignment:
         """Rows of embeddings and of what predicts tokens, where tokens were added or rows are padding."""
         name, donors = self.donor.name, self.donor.tensors
         names = [model.name for model in self.models]
-        if not self.tokens.differ and not any(
+        # One number may be of two tokens, whatever is allowed: then none can be kept by its number.
+        clash = bool(self.options.vocabulary and self.tokens.difference and not self.tokens.compared)
+        if not (self.tokens.differ or clash) and not any(
             model.tensors[tensor].shape != info.shape
             for tensor, info in donors.items()
             for model in self.models
@@ -407,15 +409,15 @@ class _Alignment:
         if not table or any(len(rows) > 1 for rows in held) or {len(rows) for rows in held} != {1}:
             return  # what is not the vocabulary's is found by its shape
         rows = [lengths.pop() for lengths in held]
-        if len(set(rows)) == 1 and not self.tokens.differ:
+        if len(set(rows)) == 1 and not (self.tokens.differ or clash):
             return
         self.spoken_of = set(table)
         listed = "\n".join(f"    {n}  {self.tokens.shown(i)}{rows[i]:,} rows" for i, n in enumerate(names))
         if not self.tokens.compared:
             self.refuse(
                 "vocabulary",
-                f"The models do not have the same number of rows for tokens:\n{listed}\n  Their tokenizers would say "
-                f"which rows are whose, {self.tokens.difference or 'but not all bring one'}.",
+                f"The models do not have the same {'' if clash else 'number of rows for '}tokens:\n{listed}\n  Their "
+                f"tokenizers would say which rows are whose, {self.tokens.difference or 'but not all bring one'}.",
                 *names,
             )
             return

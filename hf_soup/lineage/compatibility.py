@@ -296,6 +296,8 @@ def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
     for index in others if largest != first else []:
         if ids[index] != ids[largest]:
             clashes = [found for found in compared(largest, index) if found.kind == "difference"]
+            if any(found.about == "tokenizer" for found in clashes):
+                not_compared = "but they differ"
             reasons += [_processing_reason(found, names[largest], names[index]) for found in clashes]
     return reasons, Tokens(difference=not_compared) if not_compared else Tokens(tuple(counts), difference)
 

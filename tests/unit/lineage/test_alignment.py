@@ -34,6 +34,7 @@ from transformers import (
 
 from hf_soup import Recipe, RecipeError, Soup, check, connectivity, cook
 from hf_soup.cli import tables as shown
+from hf_soup.errors import IncompatibleError
 
 WORDS = ["the", "a", "good", "bad", "film", "book", "day", "i", "am", "so", "very", "happy", "sad"]
 BERT: dict[str, Any] = {
@@ -449,6 +450,23 @@ def test_tokens_that_two_added_differently_are_refused(tmp_path: Path) -> None:
     lineage = check(Recipe(ingredients=[c, a, b], vocabulary="union"))
     assert lineage.verdict == "refused"
     assert "processing" in {reason.code for reason in lineage.reasons if reason.refuses}
+
+
+@pytest.mark.parametrize("vocabulary", ["union", "base"])
+@pytest.mark.parametrize("padded", [None, 24])
+def test_rows_of_other_tokens_are_not_mixed_whatever_is_allowed(
+    tmp_path: Path, padded: int | None, vocabulary: str
+) -> None:
+    """Two added one token each, of the same number; also beside one that added none, and where padding has room."""
+    kind = "LlamaForCausalLM"
+    a = with_tokens(made(kind, tmp_path / "a", 1), ["<one>"], pad_to=padded, kind=kind)
+    b = with_tokens(made(kind, tmp_path / "b", 2), ["<two>"], pad_to=padded, kind=kind)
+    c = with_tokens(made(kind, tmp_path / "c", 3), pad_to=padded, kind=kind)
+    for models in ([a, b], [c, a, b], [a, c, b]):
+        recipe = Recipe(ingredients=models, vocabulary=vocabulary, allow=["processing"])
+        assert "would say which rows are whose, but they differ." in refusals(recipe)["vocabulary"]
+        with pytest.raises(IncompatibleError):
+            cook(recipe, tmp_path / "soup")
 
 
 def test_more_tokens_than_rows_that_grew_is_compared_with_the_base(tmp_path: Path) -> None:
