@@ -49,10 +49,12 @@ if TYPE_CHECKING:
         reader_of as reader_of,
     )
     from hf_soup.checkpoint.labels import (
+        TIMM as TIMM,
         label_names as label_names,
         label_order as label_order,
         labels_differ as labels_differ,
         num_labels as num_labels,
+        with_labels as with_labels,
     )
     from hf_soup.checkpoint.memo import remembered as remembered
     from hf_soup.checkpoint.opening import (

@@ -10,6 +10,10 @@ from typing import Any
 from hf_soup.checkpoint.config import shortened_value
 from hf_soup.errors import IncompatibleError
 
+#: The type of models of timm that transformers saved. Their labels are ``label_names``, and `with_labels` gives them
+#: an ``id2label``; the config itself says how pictures are prepared.
+TIMM = "timm_wrapper"
+
 
 def labels_differ(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     """What two classifiers say differently about their outputs; empty where one says nothing, or both say the same.
@@ -93,9 +97,22 @@ def label_names(config: Mapping[str, Any], name: str = "the model") -> tuple[str
     return None if all(re.fullmatch(r"label_\d+", label.strip().casefold()) for label in ordered) else ordered
 
 
+def with_labels(config: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A config with these names of outputs, also where timm's class of transformers has them.
+
+    >>> with_labels({"model_type": "bert"}, ["cat", "dog"])["id2label"]
+    {'0': 'cat', '1': 'dog'}
+    >>> with_labels({"model_type": "timm_wrapper"}, ["cat", "dog"])["label_names"]
+    ['cat', 'dog']
+    """
+    numbered = {str(number): name for number, name in enumerate(names)}
+    timms = {"label_names": list(names), "num_classes": len(names)} if config.get("model_type") == TIMM else {}
+    return {**config, "id2label": numbered, "label2id": {name: int(n) for n, name in numbered.items()}, **timms}
+
+
 def num_labels(config: Mapping[str, Any]) -> int | None:
     """How many outputs a config declares; None where it does not say (the library then assumes two)."""
-    for key in ("id2label", "num_labels", "label2id"):
+    for key in ("id2label", "num_labels", "label2id", *(["num_classes"] if config.get("model_type") == TIMM else [])):
         value = config.get(key)
         if isinstance(value, Mapping) and value:
             return len(value)

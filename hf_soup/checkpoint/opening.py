@@ -32,6 +32,7 @@ from hf_soup.checkpoint.checkpoint import Checkpoint, called
 from hf_soup.checkpoint.config import adapted_config, is_quantised
 from hf_soup.checkpoint.file_sources import FileSource, HubRepo, LocalFolder, SubFolder
 from hf_soup.checkpoint.headers import TensorInfo, front_matter, joined, read_header, read_index, read_json
+from hf_soup.checkpoint.labels import TIMM, with_labels
 from hf_soup.checkpoint.memo import remembered
 from hf_soup.checkpoint.parameters import correspondence, layers_of_parameters, stacked_parameters
 from hf_soup.checkpoint.pickles import PICKLE, PICKLE_INDEX, convert_pickle
@@ -245,6 +246,8 @@ def _assemble(
             hint = f"There are adapters in folders of it: name one, as {shown}."
         raise ResolveError(f"{name} has no config.json: it is not a transformers model.", hint=hint, code="no-config")
     config = read_json(source.read, "config.json", files, name)
+    if config.get("model_type") == TIMM and isinstance(labels := config.get("label_names"), list):
+        config = with_labels(config, [str(label) for label in labels])
     shards: Sequence[str] = [SINGLE]
     places: Mapping[str, str] = {}
     stored = source

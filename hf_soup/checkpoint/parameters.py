@@ -28,7 +28,7 @@ from hf_soup.checkpoint.config import (
     quiet,
     read_config,
 )
-from hf_soup.checkpoint.labels import num_labels
+from hf_soup.checkpoint.labels import num_labels, with_labels
 from hf_soup.checkpoint.memo import remembered
 from hf_soup.errors import IncompatibleError
 
@@ -264,8 +264,7 @@ def counted_names(
         count = num_labels(config) or 2
         more.pop("num_labels", None)
         # Said in full: of an empty `id2label` the library makes a model of no outputs.
-        config = {**more, "id2label": {str(n): f"LABEL_{n}" for n in range(count)}, "label2id": {}}
-        more = {**config, "id2label": {str(n): f"LABEL_{n}" for n in range(count + 1)}}
+        config, more = (with_labels(more, [f"LABEL_{n}" for n in range(many)]) for many in (count, count + 1))
     else:
         loaded = read_config(config, name).get_text_config()
         part = more.get("text_config", more) if "vocab_size" not in more else more

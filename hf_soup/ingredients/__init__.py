@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from hf_soup.ingredients.published import (
         Paths as Paths,
         Published as Published,
+        as_mapping as as_mapping,
         local_path as local_path,
         model_index as model_index,
         open_published as open_published,

@@ -48,8 +48,7 @@ class Published:
         recipe: Its resolved recipe without data: every ingredient is a Hub id with a commit, or ``local:name`` with a
             sha256. ``allow_pickle`` is the caller's.
         validation, test: The recipe's data, which `with_data` gives back in a recipe that can be measured.
-        digest: Over all tensors, as ``soup.json`` says.
-        scores: What it says that the soup scored: title of the data → value.
+        report: ``soup.json``, of which the digest alone is known to be what it should be.
         source: Where its files are.
     """
 
@@ -57,12 +56,24 @@ class Published:
     recipe: Recipe
     validation: tuple[AnyScoring, ...] = field(repr=False)
     test: tuple[AnyScoring, ...] = field(repr=False)
-    digest: str
-    scores: Mapping[str, float] = field(repr=False)
+    report: Mapping[str, Any] = field(repr=False)
     source: FileSource = field(repr=False)
 
     def __str__(self) -> str:
         return f"{self.model}@{self.source.commit[:7]}" if self.source.commit else self.model
+
+    @property
+    def digest(self) -> str:
+        """Over all tensors, as ``soup.json`` says."""
+        return str(self.report["digest"])
+
+    def scores(self, model: str = "soup") -> dict[str, float]:
+        """What ``soup.json`` says that a model scored, as far as that is numbers: title of the data → value."""
+        stated = as_mapping(as_mapping(self.report.get("scores")).get(model))
+        values: dict[str, Any] = {title: as_mapping(score).get("value") for title, score in stated.items()}
+        return {
+            title: float(value) for title, value in values.items() if type(value) in (int, float) and abs(value) <= 1e6
+        }
 
     def with_data(self, paths: Paths | None = None, *, trust_remote_code: bool = False) -> Recipe:
         """The recipe with its data, where all of it may be used here.
@@ -127,11 +138,9 @@ def open_published(model: str, *, allow_pickle: bool = False, token: Token = Non
         )
     recipe = read_recipe(source)
     _require_pinned(recipe, (name, source.commit))
-    digest, scores = _read_report(source)
+    report = _read_report(source)
     plain = {"validation": (), "test": (), "allow_pickle": allow_pickle}
-    return Published(
-        name, recipe.model_copy(update=plain), recipe.validation, recipe.test, digest, scores, source
-    )  # fmt: skip
+    return Published(name, recipe.model_copy(update=plain), recipe.validation, recipe.test, report, source)
 
 
 def read_recipe(source: FileSource, *, max_bytes: int = MAX_BYTES) -> Recipe:
@@ -164,22 +173,19 @@ def read_small(source: FileSource, name: str, most: int) -> bytes:
         raise RecipeError(f"its {name} cannot be read: {error.strerror}") from None
 
 
-def _read_report(source: FileSource) -> tuple[str, dict[str, float]]:
-    """The digest, and what the soup scored, as far as that is numbers; what else is said is nobody's to believe."""
+def _read_report(source: FileSource) -> dict[str, Any]:
+    """``soup.json``, with a digest; what else is said is nobody's to believe."""
     try:
         report = json.loads(read_small(source, "soup.json", _MOST_JSON))
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"Cannot read its soup.json: it is not JSON ({error}).") from None
     if not isinstance(report, dict) or not re.fullmatch("[0-9a-f]{64}", str(report.get("digest"))):
         raise RecipeError("Cannot read its soup.json: it states no digest.")
-    scores = _mapping(_mapping(report.get("scores")).get("soup"))
-    values: dict[str, Any] = {title: _mapping(score).get("value") for title, score in scores.items()}
-    return str(report["digest"]), {
-        title: float(value) for title, value in values.items() if type(value) in (int, float) and abs(value) <= 1e6
-    }
+    return report
 
 
-def _mapping(value: object) -> dict[str, Any]:
+def as_mapping(value: object) -> dict[str, Any]:
+    """What a stranger's JSON has in a place; nothing where that is no mapping."""
     return value if isinstance(value, dict) else {}
 
 

@@ -10,7 +10,15 @@ from typing import Any
 
 from hf_soup._util.io import write_json
 from hf_soup._util.text import some
-from hf_soup.checkpoint import Checkpoint, body_config, files_beside, num_labels, output_dtype_config, read_json
+from hf_soup.checkpoint import (
+    Checkpoint,
+    body_config,
+    files_beside,
+    num_labels,
+    output_dtype_config,
+    read_json,
+    with_labels,
+)
 from hf_soup.errors import RecipeError, shortened
 from hf_soup.hub import ASSETS, CHAT, MODULES, PROCESSOR, TOKENIZER
 from hf_soup.lineage.alignment import AlignedModels
@@ -47,8 +55,7 @@ def soup_config(models: AlignedModels, dtype: str) -> dict[str, Any]:
         known = num_labels(config)
         if known not in (None, len(names)):
             raise RecipeError(f"The recipe gives {len(names)} `labels`; the models have {known} outputs.")
-        config["id2label"] = {str(number): label for number, label in enumerate(names)}
-        config["label2id"] = {label: number for number, label in enumerate(names)}
+        return with_labels(config, names)
     return config
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_soup._util.text import some
 from hf_soup.checkpoint import (
+    TIMM,
     Checkpoint,
     ConfigDifference,
     ProcessorDifference,
@@ -266,6 +267,13 @@ def processing(models: Sequence[AlignedModel]) -> tuple[list[Finding], Tokens]:
     names, checkpoints = [model.name for model in models], [model.checkpoint for model in models]
     ids = [{file: each.source.content_id(file) for file in processing_files(each)} for each in checkpoints]
     having = [index for index, each in enumerate(ids) if each]
+    prepared = [each.config.get("pretrained_cfg") for each in checkpoints if each.config.get("model_type") == TIMM]
+    for name, stated in zip(names, prepared, strict=False):
+        if stated != prepared[0]:
+            message = f"{names[0]} and {name} do not prepare pictures alike: their `pretrained_cfg` differ."
+            reasons.append(Finding("processing", message, (names[0], name), refuses=True))
+    if prepared:
+        return reasons, Tokens()
     if not having:
         message = "None of the models brings a tokenizer or an image processor, so neither will the soup."
         return [Finding("processing-absent", message, tuple(names))], Tokens()

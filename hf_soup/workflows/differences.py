@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -20,9 +21,10 @@ from hf_soup.checkpoint import FLOATS, ITEM_BYTES, TORCH, TensorInfo, read_heade
 from hf_soup.errors import RecipeError, ResolveError
 from hf_soup.evaluation import BOUND, MEAN, VARIANCE, batch_norms
 from hf_soup.hub import ASSETS, INDEX, SINGLE
-from hf_soup.ingredients import Published, read_small
+from hf_soup.ingredients import Published, as_mapping, read_small
 from hf_soup.merging import BLOCK_BYTES, PRODUCT_BOUND, MergeResult, OutputTensor, Plan, digest_of, root_of
 from hf_soup.methods import METHODS
+from hf_soup.recipe import Mixture
 
 _MOST_JSON = 100_000_000
 #: Tensors and files that are listed of those that no soup has.
@@ -315,7 +317,7 @@ def _told_apart(published: Published, name: str, path: Path) -> str:
     if given == right:
         return ""
     try:
-        values = [json.loads(text) for text in (right, given)]
+        values = [json.loads(text.decode()) for text in (right, given)]  # from bytes it would take what no library does
     except (ValueError, RecursionError):
         return "its bytes are others"
     if not all(isinstance(each, dict) for each in values):
@@ -325,6 +327,31 @@ def _told_apart(published: Published, name: str, path: Path) -> str:
     keys = [key for key in {**should, **said} if said.get(key) != should.get(key)]
     told = [f"{key[:60]}: {_cut(said.get(key))} and should be {_cut(should.get(key))}" for key in keys[:3]]
     return "; ".join(told) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def contradictions(published: Published, mixture: Mixture, digest: str) -> list[Difference]:
+    """What ``soup.json`` says that the weights or the recipe beside it do not.
+
+    Args:
+        published: The soup.
+        mixture: What its recipe comes to.
+        digest: Of its weights.
+    """
+    report, shares = published.report, dict(mixture.weights)
+    found = []
+    if published.digest != digest:
+        found.append(f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…")
+    for key, right in (("weights", shares), ("method", mixture.method.method)):
+        if key in report and report[key] != right:
+            found.append(f"its `{key}` {_cut(json.dumps(report[key]))} should be {_cut(json.dumps(right))}")
+    soups = as_mapping(as_mapping(report.get("scores")).get("soup"))
+    for title, best in as_mapping(report.get("best")).items():
+        sign = -1 if as_mapping(soups.get(title)).get("less_is_better") else 1
+        every = {name: published.scores(name) for name in (*shares, str(best))}
+        values = {name: sign * scores[title] for name, scores in every.items() if title in scores}
+        if values.get(str(best), -math.inf) < max(values.values(), default=0.0):
+            found.append(f"`best` on {title[:60]} is {_cut(json.dumps(best))}, which its scores contradict")
+    return [Difference("soup.json", "content", text) for text in found]
 
 
 def _cut(text: str | None) -> str:

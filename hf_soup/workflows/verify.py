@@ -61,7 +61,14 @@ from hf_soup.merging import (
 from hf_soup.methods import METHODS
 from hf_soup.publishing import write_adapter_files
 from hf_soup.recipe import Finding, Ingredient, Recipe, needs_base, parse_part, with_allowed
-from hf_soup.workflows.differences import Difference, compare_adapters, compare_files, compare_weights, weight_files
+from hf_soup.workflows.differences import (
+    Difference,
+    compare_adapters,
+    compare_files,
+    compare_weights,
+    contradictions,
+    weight_files,
+)
 from hf_soup.workflows.prepare import free_bytes, ingredients_to_fetch, plan_of, with_base_if_needed
 from hf_soup.workflows.score import score as score_models
 from hf_soup.workflows.validate import validate
@@ -213,7 +220,7 @@ def verify(
         reasons.append(Finding("data" if isinstance(error, ScoringError) else code, str(error), who))
         return VerificationReport(str(published), UNVERIFIABLE, reasons=tuple(reasons))
     scores: tuple[ScoreCheck, ...] = ()
-    stated, known = len(published.scores), len(published.validation) + len(published.test)
+    stated, known = len(published.scores()), len(published.validation) + len(published.test)
     if score and stated > known:
         message = f"Its soup.json states {stated:,} scores, and its recipe names data for {known:,} of them."
         reasons.append(Finding("data", message))
@@ -347,7 +354,26 @@ def _cooked_again(
     leaves = with_base_if_needed(recipe, ingredients_to_fetch(recipe, models), base)
     plan = plan_of(recipe, models, leaves)
     if recipe.output == "adapter":
-        return _adapter_made_again(published, AdapterPlan.of(plan, leaves, recipe.rank, recipe.dtype), quiet=quiet)
+        adapter = AdapterPlan.of(plan, leaves, recipe.rank, recipe.dtype)
+        count = sum(tensor.form != "none" for tensor in adapter.tensors)
+        differences, digest, cooked = _adapter_made_again(published, adapter, quiet=quiet)
+    else:
+        count = len(plan.layout.tensors)
+        differences, digest, cooked = _model_made_again(published, plan, leaves, looks, token, keep=keep, quiet=quiet)
+    processed = any(map(processing_files, [*checkpoints, *ancestor])) or recipe.output == "adapter"
+    # What may have come from an ingredient that was not selected, whom the recipe does not name.
+    lost = [each for each in differences if not processed and each.kind == "extra" and ASSETS.fullmatch(each.name)]
+    reasons = [Finding("file-unexplained", f"Nobody in its recipe gives {each.name}.") for each in lost]
+    wrong = contradictions(published, plan.mixture, digest)
+    differences = [*(each for each in differences if each not in lost), *wrong]
+    digests = {"recorded": published.digest, "published": digest, "cooked": cooked}
+    return VerificationReport(str(published), "", count, tuple(differences), tuple(reasons), digests)
+
+
+def _model_made_again(
+    published: Published, plan: Plan, leaves: AlignedModels, looks: Recipe, token: Token, *, keep: bool, quiet: bool
+) -> tuple[list[Difference], str, str]:
+    """Cook a whole model: in what the published one differs, its digest, and that of what was cooked."""
     with (
         tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room,
         Workspace(Path(room) / "soup", kept=False) as staging,
@@ -399,20 +425,13 @@ def _cooked_again(
         # An index beside a whole file of weights was not compared, and some programs would load what it names.
         beside = [] if theirs == [SINGLE] else [INDEX]
         differences += compare_files(published, staging.folder, {*ours, INDEX}, {*theirs, *beside})
-    processed = any(map(processing_files, [*checkpoints, *ancestor]))
-    # What may have come from an ingredient that was not selected, whom the recipe does not name.
-    lost = [each for each in differences if not processed and each.kind == "extra" and ASSETS.fullmatch(each.name)]
-    reasons = [Finding("file-unexplained", f"Nobody in its recipe gives {each.name}.") for each in lost]
-    if published.digest != digest:
-        text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
-        differences.append(Difference("soup.json", "content", text))
-    digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
-    differences = [each for each in differences if each not in lost]
-    return VerificationReport(str(published), "", len(plan.layout.tensors), tuple(differences), tuple(reasons), digests)
+    return differences, digest, merged.digest
 
 
-def _adapter_made_again(published: Published, adapter: AdapterPlan, *, quiet: bool) -> VerificationReport:
-    """Make an adapter again in a temporary folder, and compare what the factors of each tensor come to."""
+def _adapter_made_again(
+    published: Published, adapter: AdapterPlan, *, quiet: bool
+) -> tuple[list[Difference], str, str]:
+    """Make an adapter, and compare what the factors of each tensor come to; as `_model_made_again`."""
     with tempfile.TemporaryDirectory(prefix="hf-soup-verify-") as room:
         folder = Path(room)
         merged = merge_adapter(adapter, folder, quiet=quiet)
@@ -432,12 +451,7 @@ def _adapter_made_again(published: Published, adapter: AdapterPlan, *, quiet: bo
             except ResolveError as error:
                 differences.append(Difference(ADAPTER_WEIGHTS, "content", error.message))
         differences += compare_files(published, folder, {ADAPTER_WEIGHTS}, {ADAPTER_WEIGHTS})
-    if published.digest != digest:
-        text = f"its digest is {published.digest[:16]}… and that of the weights beside it {digest[:16]}…"
-        differences.append(Difference("soup.json", "content", text))
-    digests = {"recorded": published.digest, "published": digest, "cooked": merged.digest}
-    count = sum(tensor.form != "none" for tensor in adapter.tensors)
-    return VerificationReport(str(published), "", count, tuple(differences), (), digests)
+    return differences, digest, merged.digest
 
 
 def _require_room(room: Path, plan: Plan, beside: int, published: Published, theirs: Sequence[str]) -> None:
@@ -463,7 +477,7 @@ def _rescored(published: Published, recipe: Recipe, model: str, token: Token, qu
     """The published weights on the recipe's data, beside what soup.json and the card say."""
     pinned = f"{published.model}@{published.source.commit}" if published.source.commit else model
     found = next(iter(score_models([pinned], recipe, token=token, quiet=quiet).values()))
-    said, card = published.scores, model_index(published)
+    said, card = published.scores(), model_index(published)
     # Titles hold names of files, which may be others here; the order is the recipe's.
     titles = list(said) if len(said) == len(found) else list(found)
     asked = [*published.validation, *published.test]

@@ -140,7 +140,7 @@ def test_many_looks_gain_something_by_chance(models: Callable[..., list[str]]) -
     assert (comparison.candidates, comparison.significant) == (3, True)
     assert 0 < comparison.chance < 0.2
     assert comparison.chance_p < 0.05
-    assert comparison.sentence.endswith(f"by chance alone (p = {comparison.chance_p:.2g})")
+    assert comparison.sentence.endswith("by chance alone (p < 0.001)")
     report = cook(asked(folders, "uniform", validation={"function": "guarded:worth"}), "uniform").report
     assert report.comparisons["guarded:worth"].candidates is None, "nothing was compared"
 

@@ -361,7 +361,7 @@ def test_a_function_is_called_by_the_first_process_alone(together: Launch, famil
     for count, name in ((1, "one"), (2, "two")):
         done = together("counting.py", "none", *command, name, "--quiet", count=count)
         assert done.returncode == 0, done.stderr
-        assert set(re.findall(r"CALLED (\d)", done.stdout)) == {"0"}
+        assert set(re.findall(r"CALLED (\d)", done.stderr)) == {"0"}
     for name in ("soup.json", "soup.yaml", "model.safetensors"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
 

@@ -255,6 +255,11 @@ def tamper(name: str) -> Callable[[Path], object]:
         "other weights": lambda folder: shutil.copy(folder / "model.safetensors", folder / "other.safetensors"),
         "template": lambda folder: (folder / "chat_template.jinja").write_text("{{ x }}"),
         "digest": lambda folder: edit_json(folder / "soup.json", digest="0" * 64),
+        "utf-16": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text(), "utf-16"),
+        "mark": lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text(), "utf-8-sig"),
+        "shares": lambda folder: edit_json(folder / "soup.json", weights={"acme/good": 0.9, "acme/fair": 0.1}),
+        "method": lambda folder: edit_json(folder / "soup.json", method="slerp"),
+        "best": lambda folder: edit_json(folder / "soup.json", best={"rows accuracy": "acme/absent"}),
         "no weights": lambda folder: (folder / "model.safetensors").unlink(),
         "cut off": lambda folder: (folder / "model.safetensors").write_bytes(
             (folder / "model.safetensors").read_bytes()[:-8]
@@ -280,6 +285,11 @@ CHANGED = [
     ("other weights", ["other.safetensors"], "could be loaded or run"),
     ("template", ["chat_template.jinja"], "could be loaded or run"),
     ("digest", ["soup.json"], "its digest is 0000"),
+    ("utf-16", ["config.json"], "its bytes are others"),
+    ("mark", ["config.json"], "its bytes are others"),
+    ("shares", ["soup.json"], 'its `weights` {"acme/good": 0.9, "acme/fair": 0.1} should be {"acme/a": 1.0, '),
+    ("method", ["soup.json"], 'its `method` "slerp" should be "linear"'),
+    ("best", ["soup.json"], '`best` on rows accuracy is "acme/absent", which its scores contradict'),
 ]
 
 
@@ -351,7 +361,9 @@ def test_other_weights_in_the_recipe_are_another_soup(soup: Soup) -> None:
     assert found.verdict == "different"
     assert WEIGHT in found.different
     assert found.digests["recorded"] == found.digests["published"] != found.digests["cooked"]
-    assert all(each.kind == "values" and each.ulps and each.largest for each in found.differences)
+    *tensors, report = found.differences
+    assert all(each.kind == "values" and each.ulps and each.largest for each in tensors)
+    assert report.name == "soup.json"
 
 
 def test_a_shard_that_is_gone(soup: Soup, publish: Publish) -> None:
@@ -678,6 +690,16 @@ def test_a_full_disk_is_said_before_anything_is_fetched(
 def scored(online: LocalHub, family: Path, module_path: Path, tmp_path: Path) -> Soup:
     models, report = ["acme/good", "acme/fair"], [data(family, "report.csv")]
     return once(module_path / "scored", tmp_path, models, select="greedy", validation=data(family), test=report)
+
+
+def test_the_best_ingredient_is_the_one_that_scores_best(scored: Soup) -> None:
+    report = json.loads((scored.folder / "soup.json").read_text())
+    require_identical(verify(scored.folder))
+    title = "report.csv accuracy"
+    worst = min(scored.weights, key=lambda name: report["scores"][name][title]["value"])
+    assert worst != report["best"][title]
+    edit_json(scored.folder / "soup.json", best={**report["best"], title: worst})
+    assert verify(scored.folder).different == ["soup.json"]
 
 
 def where(family: Path) -> list[str]:

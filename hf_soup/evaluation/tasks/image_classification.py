@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hf_soup._util.parallel import usable_cores
 from hf_soup._util.text import first_line
+from hf_soup.checkpoint import TIMM
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.tasks.heads import HeadTask
 from hf_soup.evaluation.tasks.task import of_donor
@@ -38,9 +39,11 @@ class ImageClassification(HeadTask):
         if channels not in (1, 3):
             raise ScoringError(f"The model reads images of {channels} channels; only 1 and 3 can be scored.")
         self.mode = "L" if channels == 1 else "RGB"
-        files = ("preprocessor_config.json", "processor_config.json")
+        #: Of timm the config says how pictures are prepared, and the processor takes and gives other types.
+        self.timms = config.get("pretrained_cfg") if config.get("model_type") == TIMM else None
+        files = ("config.json",) if self.timms else ("preprocessor_config.json", "processor_config.json")
         self.processor = of_donor(folder, "image processor", files, AutoImageProcessor, backend="pil")
-        self.depends_on = [type(self.processor).__name__, self.mode]
+        self.depends_on = [type(self.processor).__name__, self.mode, *([self.timms] if self.timms else [])]
         self.threads = usable_cores()
 
     def read(self, values: Sequence[Any]) -> NDArray[np.uint8]:
@@ -63,8 +66,11 @@ class ImageClassification(HeadTask):
     def preprocess(self, title: str, contents: Sequence[NDArray[np.uint8]]) -> tuple[list[str], list[NDArray[Any]]]:
         """The name of the model's argument, and each image as ``(channels, height, width)`` float32."""
         try:
-            ready = self.processor(list(contents), return_tensors="np", input_data_format="channels_last")
-            return ["pixel_values"], list(ready["pixel_values"].astype(np.float32, copy=False))
+            if self.timms:
+                ready = self.processor([_image_from_array(content) for content in contents])
+            else:
+                ready = self.processor(list(contents), return_tensors="np", input_data_format="channels_last")
+            return ["pixel_values"], list(np.asarray(ready["pixel_values"], dtype=np.float32))
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             sizes = sorted({content.shape for content in contents})
             raise ScoringError(

@@ -153,12 +153,12 @@ def test_files_of_another_machine_are_where_the_caller_says(tmp_path: Path) -> N
 def test_scores_are_numbers(tmp_path: Path) -> None:
     said = {"a": {"value": 0.5}, "b": {"value": "x"}, "c": 3, "d": {"value": True}, "e": {"value": 1e300}}
     found = opened(tmp_path, summary={"digest": "d" * 64, "scores": {"soup": said, "other": 3}})
-    assert found.scores == {"a": 0.5}
+    assert found.scores() == {"a": 0.5}
 
 
 @pytest.mark.parametrize("said", [{}, {"scores": 3}, {"scores": {"soup": 3}}, {"scores": {"other": {}}}])
 def test_a_report_without_scores_has_none(tmp_path: Path, said: dict[str, Any]) -> None:
-    assert opened(tmp_path, summary={"digest": "d" * 64, **said}).scores == {}
+    assert opened(tmp_path, summary={"digest": "d" * 64, **said}).scores() == {}
 
 
 @pytest.mark.parametrize("name", ["nothing/../here", "a/b/c", "x" * 200])
