@@ -300,7 +300,6 @@ def answered_together(
         ScoringError: The model fails, in any of them.
     """
     world = world or ProcessGroup()
-    answered: list[NDArray[Any]] | ScoringError
 
     def read(given: Any, numbers: Ints) -> NDArray[Any]:
         values: NDArray[Any] = data.read(given, numbers).cpu().numpy()
@@ -317,11 +316,8 @@ def answered_together(
             BatchLimit.of(data, data.title),
         )
     except ScoringError as error:
-        answered = ScoringError.of(error, f"The model fails on '{data.name}' {error.message}")
+        raise ScoringError.of(error, f"The model fails on '{data.name}' {error.message}") from None
     everyones = world.gather(answered)
-    for part in everyones:
-        if isinstance(part, ScoringError):  # of any process, so that all end alike
-            raise part
     return [everyones[place % world.size][place // world.size] for place in range(len(batches))]
 
 

@@ -171,15 +171,9 @@ class HarnessDataset(EvalDataset):
         """
         world = world or ProcessGroup()
         mine = [number for number, request in enumerate(self.requests) if request.row % world.size == world.rank]
-        answered: list[Any] | ScoringError
-        try:
-            answered = self._answered(model, [self.requests[number] for number in mine], device, progress)
-        except ScoringError as error:
-            answered = error
+        answered = self._answered(model, [self.requests[number] for number in mine], device, progress)
         answers: list[Any] = [None] * len(self.requests)
         for rank, part in enumerate(world.gather(answered)):
-            if isinstance(part, ScoringError):
-                raise part
             theirs = (number for number, request in enumerate(self.requests) if request.row % world.size == rank)
             for number, answer in zip(theirs, part, strict=True):
                 answers[number] = answer

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from hf_soup._util.progress import bar
 from hf_soup._util.version import version
-from hf_soup.errors import ScoringError, SoupError
+from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_norm import batch_norms
-from hf_soup.evaluation.batch_statistics import BatchNormStatistics, BatchStatistics, put
+from hf_soup.evaluation.batch_statistics import BatchStatistics, put
 from hf_soup.evaluation.collection import collect_statistics, is_collected, sha256_of, with_statistics
 from hf_soup.evaluation.dataset import EvalDataset, Outputs
 from hf_soup.evaluation.evaluation_data import EvaluationData
@@ -133,13 +133,10 @@ class ModelAnswers:
             if self._world.size > 1:
                 scored = self._data.scored
                 sent = (model.mixture, model.statistics) if isinstance(model, Plan) else model  # all have the layout
-                self._world.broadcast((sent, [scored.index(b) if b in scored else b for b in missing]))
+                self._world.broadcast((name, sent, [scored.index(b) if b in scored else b for b in missing]))
             rows = sum(bench.steps for bench in missing) // self._world.size
             with bar(f"Scoring {name}", rows, unit="row", quiet=self._context.quiet) as shown:
-                try:
-                    new = self._answer(model, missing, batch_norm, shown.update)
-                except ScoringError as error:
-                    raise ScoringError.of(error, f"{name}: {error.message}") from None
+                new = self._answer(name, model, missing, batch_norm, shown.update)
             for bench, outputs in zip(missing, new, strict=True):
                 known[notes[bench.title]] = outputs
                 if bench.remembered:
@@ -161,25 +158,19 @@ class ModelAnswers:
 
     def _answer(
         self,
+        name: str,
         model: Plan | SavedModel,
         benches: Sequence[EvalDataset],
         batch_norm: BatchStatistics | None = None,
         progress: Callable[[int], object] = lambda _: None,
     ) -> list[Outputs]:
         """The part of all processes: the model is made, or fails, in each, and each has all answers."""
-        failed: SoupError | None = None
-        collected: dict[str, BatchNormStatistics] = {}
         try:
             made = self._made(model, batch_norm)
-            if batch_norm:
-                collected = batch_norm.collect(made)
-        except SoupError as error:
-            failed = error
-        for each in self._world.gather(failed):
-            if each is not None:
-                raise each
-        put(made, self._world.broadcast(collected))  # the first one's
-        return [bench.outputs(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+            put(made, self._world.broadcast(batch_norm.collect(made) if batch_norm else {}))  # the first one's
+            return [bench.outputs(made, device=self._device, progress=progress, world=self._world) for bench in benches]
+        except ScoringError as error:
+            raise ScoringError.of(error, f"{name}: {error.message}") from None
 
     def _template_of(self, model: Plan | SavedModel) -> ModelTemplate:
         return self._data.template if isinstance(model, Plan) else model.template or self._data.template
@@ -225,11 +216,10 @@ def answer_along(world: ProcessGroup, between: Callable[[], object]) -> None:
                     own = ModelAnswers(layout, paths, data, RunContext(device=device, processes=world))
                     stack.callback(own.close)
                     continue
-                sent, known = asked
+                name, sent, known = asked
                 model = sent if isinstance(sent, SavedModel) else Plan(own._layout, *sent)
                 benches = [own._data.scored[each] if isinstance(each, int) else each for each in known]
-                with suppress(SoupError):  # all processes have the same one, and the first says it
-                    own._answer(model, benches)
+                own._answer(name, model, benches)
             then()
 
 

@@ -68,18 +68,9 @@ class FunctionDataset(MeanOfRows):
             ScoringError: It fails, or gives something else, or NaN.
         """
         world = world or ProcessGroup()
-        given: Outputs | ScoringError | None = None
-        if world.rank == 0:
-            try:
-                given = self._called(model, device)
-                progress(1)
-            except ScoringError as error:
-                given = error
-        first = world.broadcast(given)
-        if isinstance(first, ScoringError):
-            raise first
-        assert isinstance(first, np.ndarray), "the first process called it"
-        return first
+        given: Outputs = world.broadcast(self._called(model, device) if world.rank == 0 else None)
+        progress(1)
+        return given
 
     def _called(self, model: PreTrainedModel, device: str) -> Outputs:
         import torch
