@@ -89,6 +89,20 @@ def listed(names: Sequence[str], most: int = 12) -> str:
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
+def first_sentences(message: str, most: int = 240) -> str:
+    """The sentences of a message that fit; the first one whatever it is.
+
+    >>> first_sentences("They drifted. Of acme/a v1.0 little is left.", 20)
+    'They drifted.'
+    """
+    first, *rest = re.split(r"(?<=[.!?]) (?=[^a-z])", message)
+    for sentence in rest:
+        if len(f"{first} {sentence}") > most:
+            break
+        first += f" {sentence}"
+    return first
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """The nearest of the names that there are, in brackets; nothing where none is near.
 

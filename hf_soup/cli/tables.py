@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_soup._util.text import printable, short
+from hf_soup._util.text import first_sentences, printable, short
 
 if TYPE_CHECKING:
     from hf_soup.hub import PushResult
@@ -198,7 +198,7 @@ def fine_tunes(found: SearchResult) -> str:
         for at, reason in enumerate(said):
             if reason.code not in codes[:at]:
                 more = f" (and {codes.count(reason.code) - 1} more like this)" if codes.count(reason.code) > 1 else ""
-                lines += _wrapped(f"[{reason.code}] {_first_sentences(reason.message)}{more}", "  ")
+                lines += _wrapped(f"[{reason.code}] {_cut(first_sentences(reason.message), 480)}{more}", "  ")
     for verdict, title in (("alone", "Like no other"), ("refused", "Refused"), ("unusable", "Not usable")):
         members = [each for each in found.siblings if each.verdict == verdict]
         if members:
@@ -226,20 +226,6 @@ def _labelled(labels: Sequence[str]) -> str:
     if all(re.fullmatch(r"label_\d+", label.strip().casefold()) for label in labels):
         return f"{len(labels)} labels without names"
     return f"{len(labels)} labels: {_cut(', '.join(labels), 60)}"
-
-
-def _first_sentences(message: str, most: int = 240) -> str:
-    """The sentences of a message that fit; the first one whatever it is, but for thousands of letters.
-
-    >>> _first_sentences("They drifted. Of acme/a v1.0 little is left.", 20)
-    'They drifted.'
-    """
-    first, *rest = re.split(r"(?<=[.!?]) (?=[^a-z])", message)
-    for sentence in rest:
-        if len(f"{first} {sentence}") > most:
-            break
-        first += f" {sentence}"
-    return _cut(first, 2 * most)
 
 
 def _wrapped(text: str, indent: str, width: int = 110) -> list[str]:

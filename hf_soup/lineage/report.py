@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -209,12 +210,16 @@ class LineageReport:
             return f"each point under `Why not` says it; then check again.{self._permission()}"
         if self.verdict == PROVEN:
             return "`hf-soup cook` averages them; with validation data it measures the soup against its ingredients."
+        architecture = " ".join(strings(self.models.donor.checkpoint.config.get("architectures")))
+        barrier = "`hf-soup check --recipe RECIPE --barrier`" if _MEASURED.search(architecture) else ""
         if self.ancestor is None or self.ancestor.source == "weights":
-            return "name the base with --base if you know it, or measure with `--recipe RECIPE --barrier`."
-        return "measure: `hf-soup cook` with validation data, or `hf-soup check --recipe RECIPE --barrier`."
+            return f"name the base with --base if you know it{barrier and f', or measure with {barrier}'}."
+        return f"measure: `hf-soup cook` with validation data{barrier and f', or {barrier}'}."
 
 
 _MOST_ROWS, _MOST_NOTES = 20, 12  # of a report for people
+#: Classes that have a task, on whose data barriers are measured.
+_MEASURED = re.compile(r"For(ImageClassification|SequenceClassification|CausalLM)|LMHeadModel")
 
 
 def _wrapped(text: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from hf_soup._util.text import some
+from hf_soup._util.text import listed, some
 from hf_soup.checkpoint import Array
 from hf_soup.recipe import Finding
 
@@ -260,8 +260,8 @@ def unrelated(bodies: Similarity, names: Sequence[str]) -> list[Finding]:
     if bodies.cosines[a, b] >= UNRELATED:
         numbers = f"{bodies.rows[a, b]:.0%} of their rows match beyond chance; of related models, nearly all do"
     if fair:
-        listed = "; ".join(some([names[number] for number in group]) for group in groups[:6])
-        message = f"The weights have nothing in common: {listed} ({numbers})."
+        shown = "; ".join(some([names[number] for number in group]) for group in groups[:6])
+        message = f"The weights have nothing in common: {shown} ({numbers})."
         remedy = "Leave all but one group out. A base that is named with --base tells who is not from it."
     else:
         theirs = some([names[number] for number in groups[0]])
@@ -272,21 +272,21 @@ def unrelated(bodies: Similarity, names: Sequence[str]) -> list[Finding]:
 
 
 def drifted(bodies: Similarity, names: Sequence[str]) -> list[Finding]:
-    """Ingredients that are related but far apart."""
+    """Ingredients that are related but far from the largest group of those that are near each other."""
     count = len(names)
-    cosines = bodies.cosines[:count, :count]
-    known = np.isfinite(cosines) & ~np.eye(count, dtype=bool)
-    apart = (known & (cosines < DRIFTED)).any(axis=1)
-    if not apart.any():
+    cosines = np.where(np.eye(count, dtype=bool), np.nan, bodies.cosines[:count, :count])
+    groups = connected_groups(~(cosines < DRIFTED))
+    if len(groups) < 2:
         return []
-    far = sorted(np.flatnonzero(apart).tolist(), key=np.where(known, cosines, 0.0).sum(axis=1).__getitem__)
-    a, b = _extreme(cosines, known, 1)
-    farthest = f"; {names[far[0]]} is the farthest from the others" if len(names) > 2 else ""
-    message = (
-        f"{names[a]} and {names[b]} are related but far apart (cosine {cosines[a, b]:.2f}), as after training with a "
-        f"high learning rate{farthest}. `--select greedy` finds out who helps."
-    )
-    return [Finding("drifted", message, tuple(names[number] for number in far))]
+    outside, fair = _outside(groups)
+    who, rest = [names[number] for number in outside], groups[0]
+    message = f"{listed(who)} are far from each other ({np.nanmin(cosines):.2f})"
+    if not fair:
+        near = f"; they are {np.nanmin(cosines[rest][:, rest]):.2f} to each other" if len(rest) > 1 else ""
+        far = f"{np.nanmin(cosines[outside][:, rest]):.2f}{near}"
+        message = f"{listed(who)} {_is(who)} far from the other {len(rest)} ({far})"
+    advice = f"often a learning rate that was too high. Leave {_them(who)} out, or let `--select greedy` decide."
+    return [Finding("drifted", f"{message}; {advice}", tuple(who))]
 
 
 def unrelated_tensors(bodies: Similarity, names: Sequence[str], base: int | None) -> list[Finding]:
@@ -369,7 +369,8 @@ def equal_to_base(bodies: Similarity, names: Sequence[str], base: int) -> Iterat
 def _drifted_tensors(bodies: Similarity, names: Sequence[str]) -> list[Finding]:
     """Tensors that are far less alike than the others of two models: to know, as hard training may have done it."""
     count = len(names)
-    drifted = bodies.tensors_drifted[:, :count, :count]
+    # Of models that are far apart as a whole that is said.
+    drifted = (bodies.tensors_drifted & (bodies.cosines >= DRIFTED))[:, :count, :count]
     if not (tensors := _where(bodies, drifted)):
         return []
     who = [names[number] for number in np.flatnonzero(drifted.any(axis=(0, 1))).tolist()]
@@ -420,6 +421,10 @@ def _extreme(cosines: Matrix, among: Flags, sign: int) -> tuple[int, int]:
 def _where(bodies: Similarity, flags: Flags) -> list[str]:
     """The tensors for which a flag is set."""
     return [bodies.tensors[number] for number in np.flatnonzero(flags.any(axis=(1, 2))).tolist()]
+
+
+def _is(who: Sequence[str]) -> str:
+    return "is" if len(who) == 1 else "are"
 
 
 def _them(who: Sequence[str]) -> str:

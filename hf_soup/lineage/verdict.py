@@ -16,8 +16,7 @@ from hf_soup.recipe import Finding
 
 _MOST_BASES = 24  # that are compared, so that cards cannot ask for a thousand requests
 _ALIKE = (
-    "Bases that began from the same random numbers look alike in this, and only a measured barrier "
-    "(`check --recipe RECIPE --barrier`) can tell them apart."
+    "Bases that began from the same random numbers look alike in this, and only a measured barrier can tell them apart."
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hf_soup import hub
 from hf_soup._util.logs import ALLOWED, PrintableLogger
-from hf_soup._util.text import some
+from hf_soup._util.text import first_sentences, some
 from hf_soup.evaluation import looks_at_calibration, running_statistics
 from hf_soup.hub import Token
 from hf_soup.ingredients import ResolvedIngredients, expand_runs, resolve_ingredients, with_base_apart, within_a_run
@@ -133,7 +133,7 @@ def checked_models(asked: Recipe, runs: Sequence[Finding], token: Token) -> Chec
     for reason in lineage.reasons:
         if reason not in runs:
             noted = logging.INFO if reason.code == "soup-expanded" else ALLOWED if reason.allowed else logging.WARNING
-            logger.log(noted, f"[{reason.code}] {reason.message}")
+            logger.log(noted, f"[{reason.code}] {first_sentences(reason.message)} docs/lineage.md#{reason.code}")
     for note in lineage.models.notes:
         logger.info(note)
     for model in lineage.models.ingredients:

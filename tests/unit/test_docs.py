@@ -229,7 +229,7 @@ def test_every_option_of_a_documented_command_exists() -> None:
 def test_every_code_of_a_finding_is_explained() -> None:
     """With a mark where `allow` takes it; `verify` has codes of its own, which its page explains."""
     page = (ROOT / "docs" / "lineage.md").read_text()
-    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (✓?) ?\|", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| <a id=\"([a-z-]+)\"></a>`\1` \| (✓?) ?\|", page, re.MULTILINE))
     assert {code for code, mark in rows.items() if mark} == JUDGEMENTS
     code = re.compile(r"(?:Finding|\.warn|\.refuse)\(\s*\"([a-z]+(?:-[a-z]+)*)\"")
     sources = [path for path in (ROOT / "hf_soup").rglob("*.py") if path.name != "verify.py"]

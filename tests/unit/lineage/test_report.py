@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,31 @@ def test_a_later_ancestor_makes_the_base_doubtful(write: Write, berts: tuple[dic
     assert (lineage.verdict, codes(lineage)) == ("likely", {"base-doubtful"})
 
 
-def test_a_model_that_was_trained_hard_is_kin_but_far(write: Write) -> None:
-    lineage = check([write("a", 1), write("b", 2), write("hot", 3, scale=1.0)])
+def test_a_model_that_was_trained_hard_is_named_alone_and_once(
+    write: Write, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    models = [write("a", 1), write("b", 2), write("hot", 3, scale=1.0)]
+    lineage = check(models)
     assert (lineage.verdict, codes(lineage)) == ("likely", {"drifted"})
-    assert "local:hot is the farthest from the others" in said(lineage, "drifted")
-    assert "--select greedy" in said(lineage, "drifted")
+    told = said(lineage, "drifted")
+    assert re.match(r"local:hot is far from the other 2 \(0\.\d\d; they are 0\.9\d to each other\); often", told)
+    assert told.endswith("Leave it out, or let `--select greedy` decide.")
+    assert who(lineage, "drifted") == ["hot"]
+    pair = check([models[0], models[2]])
+    assert re.match(r"local:a and local:hot are far from each other \(0\.\d\d\); often", said(pair, "drifted"))
+    cook(models, tmp_path / "soup")
+    assert f"[drifted] {told} docs/lineage.md#drifted" in log.messages, "a line of a cook, with where it is explained"
+    assert all(line.count("\n") == 0 for line in log.messages)
+
+
+def test_a_barrier_is_proposed_where_it_can_be_measured(
+    write: Write, berts: tuple[dict[str, Any], list[Tensors]]
+) -> None:
+    assert "--barrier" in str(check([write("a", 1), write("b", 2)]))
+    body = {key: value for key, value in nearby(berts[1][0], 1).items() if key.startswith("bert.")}
+    whole = {**berts[0], "architectures": ["BertModel"]}
+    models = [write(name, tensors=body, whole=whole) for name in ("c", "d")]
+    assert "--barrier" not in str(check(models))
 
 
 def test_heads_that_were_initialised_apart(write: Write, berts: tuple[dict[str, Any], list[Tensors]]) -> None:
