@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -344,12 +343,18 @@ def contradictions(published: Published, mixture: Mixture, digest: str) -> list[
     for key, right in (("weights", shares), ("method", mixture.method.method)):
         if key in report and report[key] != right:
             found.append(f"its `{key}` {_cut(json.dumps(report[key]))} should be {_cut(json.dumps(right))}")
-    soups = as_mapping(as_mapping(report.get("scores")).get("soup"))
+    stated, scores = as_mapping(as_mapping(report.get("scores")).get("soup")), published.scores
+    signs = {title: -1 if as_mapping(score).get("less_is_better") else 1 for title, score in stated.items()}
+    chosen_on = dict(zip(scores(), (each.weight for each in published.validation), strict=False))
+    guarded = any(each.at_least for each in published.validation)
     for title, best in as_mapping(report.get("best")).items():
-        sign = -1 if as_mapping(soups.get(title)).get("less_is_better") else 1
-        every = {name: published.scores(name) for name in (*shares, str(best))}
-        values = {name: sign * scores[title] for name, scores in every.items() if title in scores}
-        if values.get(str(best), -math.inf) < max(values.values(), default=0.0):
+        looked = chosen_on or {title: 1.0}
+        worth = {
+            name: sum(weight * signs.get(each, 1) * scores(name)[each] for each, weight in looked.items())
+            for name in (*shares, str(best))
+            if looked.keys() <= scores(name).keys()
+        }
+        if str(best) not in worth or (worth[str(best)] < max(worth.values()) - 1e-9 and not guarded):
             found.append(f"`best` on {title[:60]} is {_cut(json.dumps(best))}, which its scores contradict")
     return [Difference("soup.json", "content", text) for text in found]
 

@@ -692,14 +692,20 @@ def scored(online: LocalHub, family: Path, module_path: Path, tmp_path: Path) ->
     return once(module_path / "scored", tmp_path, models, select="greedy", validation=data(family), test=report)
 
 
-def test_the_best_ingredient_is_the_one_that_scores_best(scored: Soup) -> None:
-    report = json.loads((scored.folder / "soup.json").read_text())
-    require_identical(verify(scored.folder))
-    title = "report.csv accuracy"
-    worst = min(scored.weights, key=lambda name: report["scores"][name][title]["value"])
-    assert worst != report["best"][title]
-    edit_json(scored.folder / "soup.json", best={**report["best"], title: worst})
-    assert verify(scored.folder).different == ["soup.json"]
+def test_the_best_ingredient_is_the_one_that_is_best_on_the_validation_data(family: Path, tmp_path: Path) -> None:
+    """Whatever is best on the test data; of several, by their weights, and of a loss the least."""
+    looks = [data(family), {**data(family), "metric": "loss", "weight": 0.01}]
+    test = [{**data(family, "report.csv"), "metric": metric} for metric in ("accuracy", "loss")]
+    models = [str(family / name) for name in "abc"]
+    soup = cook(tmp_path, models, validation=looks, test=test)
+    paths = {name: str(family / name) for name in "abc"}
+    require_identical(verify(soup.folder, map=paths))
+    scores = {name: {title: each.value for title, each in of.items()} for name, of in soup.report.scores.items()}
+    accuracy, loss = soup.report.validation
+    worst = min(soup.weights, key=lambda name: scores[name][accuracy] - 0.01 * scores[name][loss])
+    assert worst not in soup.report.best.values()
+    edit_json(soup.folder / "soup.json", best={**soup.report.best, accuracy: worst})
+    assert verify(soup.folder, map=paths).different == ["soup.json"]
 
 
 def where(family: Path) -> list[str]:
