@@ -37,7 +37,7 @@ from hf_soup.errors import PublishError
 @click.option("--rank", type=click.IntRange(min=1), help="Of the adapter; by default the one at which nothing is lost.")
 @click.option("--heads", metavar="body|MODEL", help="Average bodies alone, and keep no head or that of one model.")
 @click.option("--vocabulary", type=click.Choice(["base", "union"]), help="Keep the tokens that all have, or all.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of what methods and selections draw at random.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of methods and selections that draw at random.")
 @click.option(
     "--add", multiple=True, metavar="MODEL", help="A model more for the soup that MODEL is, cooked from its leaves."
 )
@@ -148,4 +148,5 @@ def cook(
     show(printable(tables.soup(soup)))
     repo = [update.soup, "--pr"] if update and update.revision else ["OWNER/NAME"]
     following = shlex.join(["hf-soup", "push", str(soup.folder), *repo])
-    show(tables.pushed(pushed) if pushed else f"Next: {following}")
+    if pushed or not soup.report.copy_of:
+        show(tables.pushed(pushed) if pushed else f"Next: {following}")

@@ -71,6 +71,8 @@ def soup(soup: Soup) -> str:
         lines += [*_wrapped(f"Stability: {stability.sentence}. Went in: {often}.", ""), ""]
     if adapter := soup.report.adapter:
         lines += [*_wrapped(adapter.sentence, ""), ""]
+    if soup.report.copy_of:
+        lines += [f"The selection kept one model, {soup.report.copy_of}: the soup is a copy of it.", ""]
     shares = ", ".join(f"{name} {weight:g}" for name, weight in soup.weights.items())
     lines += [f"Weights: {shares}", f"Digest:  {soup.digest}", f"Soup:    {soup.folder} ({soup.seconds:.1f} s)"]
     return "\n".join(lines)

@@ -244,12 +244,14 @@ class Candidates:
         lost = [
             bench.title
             for bench in self._data.validation
-            if comparisons[bench.title].significant and comparisons[bench.title].difference < 0
+            if bench.title in comparisons
+            and comparisons[bench.title].significant
+            and comparisons[bench.title].difference < 0
         ]
         if not lost:
             return []
         soup, single = (self.outputs_alone(name) for name in (SOUP, best[lost[0]]))
-        advice = "In the mean of all validation data, by their weights, it is not."
+        advice = "Its weighted mean over all validation data is not lower."
         if self.objective(soup) < self.objective(single):
             advice = "Use that one, or another `select` or `method`: greedy keeps no ingredient that hurts the soup."
         return [
@@ -347,10 +349,14 @@ class Candidates:
         def worth(name: str, bench: EvalDataset) -> float:
             return each[name] if each else bench.judge(bench.answers(answered[name, bench.title]))
 
-        best = {bench.title: max(names, key=partial(worth, bench=bench)) for bench in every}
+        broken = {name for name in names if self.guarded and self.breach(self._answered(self.outputs_alone(name)))}
+        kept = [name for name in names if name not in broken] or names
+        best = {bench.title: max(kept, key=partial(worth, bench=bench)) for bench in every}
         comparisons = {b.title: b.compare(answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every}
         for bench, chance in zip(self._data.validation, self._by_chance(comparisons), strict=False):
             comparisons[bench.title] = beside_chance(comparisons[bench.title], chance, share=bench.share)
+        if all(np.array_equal(answered[SOUP, b.title], answered[best[b.title], b.title]) for b in every):
+            comparisons = {}  # of a model with itself
         since = {b.title: b.compare(answered[SOUP, b.title], answered[LAST, b.title]) for b in every if last}
         curve = []
         for number, point in enumerate(points):

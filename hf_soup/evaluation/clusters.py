@@ -50,7 +50,6 @@ def in_clusters(
         clusters.append(numbers.setdefault((tasks[number] if tasks else 0, value), len(numbers)))
     if len(numbers) == 1:
         raise ScoringError(f"{data.name} has one value in '{column}' ({len(clusters):,} rows).", hint=hint)
-    note = f"intervals and tests are of {len(numbers):,} clusters, the rows with equal '{column}'"
-    if len(numbers) < _FEW:
-        note += "; of so few clusters intervals are too narrow"
-    return replace(data, clusters=np.array(clusters, dtype=np.int64), notes=(*data.notes, note))
+    few = [f"of {len(numbers)} clusters, the rows with equal '{column}', intervals are too narrow"]
+    notes = (*data.notes, *(few if len(numbers) < _FEW else ()))
+    return replace(data, clusters=np.array(clusters, dtype=np.int64), notes=notes)

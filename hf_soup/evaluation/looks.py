@@ -88,12 +88,13 @@ def beside_chance(comparison: Comparison, chance: Chance, *, share: bool) -> Com
     A gain is claimed only where it is more than that, too.
 
     >>> from hf_soup.evaluation.statistics import comparison_of
-    >>> seen = comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 2000)
-    >>> beside_chance(seen, Chance(20, 0.006, 0.2), share=True).sentence
-    'better by 0.9 points, and the best of 20 candidates would be by 0.6 by chance alone (p = 0.2, n = 2,000)'
+    >>> seen = comparison_of("accuracy", 0.009, 0.002, 0.016, 0.01, 9)
+    >>> beside_chance(seen, Chance(20, 0.006, 0.2), share=True).sentence.partition(", and ")[2]
+    'picking the best of 20 equally good candidates gains 0.6 points by chance (p = 0.2, n = 9)'
     """
-    shown = f"{100 * chance.gain:.1f}" if share else f"{chance.gain:.3g}"
-    chances = f"the best of {chance.candidates} candidates would be by {shown} by chance alone ({told(chance.p)}"
+    shown = f"{100 * chance.gain:.1f} points" if share else f"{chance.gain:.3g}"
+    picking = f"picking the best of {chance.candidates} equally good candidates gains {shown} by chance"
+    chances = f"{picking} ({told(chance.p)}"
     changes: dict[str, object] = {"candidates": chance.candidates, "chance": chance.gain, "chance_p": chance.p}
     if comparison.significant and comparison.difference > 0:
         if chance.p < 0.05:

@@ -80,7 +80,7 @@ class _Decision:
         self.reasons: list[Finding] = []
         self.agreed = True  # that it is the base: nothing that is declared or computed casts doubt on it
         self.base = named or shared_base(self.declared, self.own)
-        bases = [self.base] if self.base else [each.nearest for each in self.declared]
+        bases = [self.base] if self.base and not named else [named, *(each.nearest for each in self.declared)]
         opened = {base.model: base.checkpoint for base in bases if base and base.checkpoint}
         self.weights = WeightComparison(
             models, list(opened.values())[:_MOST_BASES], needed=named is not None, with_heads=with_heads
@@ -105,6 +105,8 @@ class _Decision:
         """Name those who declare another base than the one that the user names."""
         for name, own, each in zip(self.names, self.own, self.declared, strict=True):
             if each.bases and not each.further and base.model not in (*each.models, own):
+                if self.weights.equal([base.model, each.models[0]]):
+                    continue  # a copy under another name, as in a folder
                 self.agreed = False
                 message = f"{name} says that it comes from {each.models[0]}, not from {base.model}."
                 self.warn("base-contradicted", message, name)

@@ -392,6 +392,12 @@ class SoupReport(_Part):
     system: str = ""
 
     @property
+    def copy_of(self) -> str | None:
+        """The one model that a selection kept, so that the soup is a copy of it; None where there are more."""
+        alone = len(self.weights) == 1 < len(self.ingredients) and self.method == "linear" and not self.overrides
+        return next(iter(self.weights)) if alone else None
+
+    @property
     def ingredients(self) -> tuple[str, ...]:
         """Those that were scored."""
         return tuple(name for name in self.scores if name not in OTHER_MODELS)

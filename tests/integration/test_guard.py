@@ -70,6 +70,8 @@ def test_a_choice_that_breaks_it_is_not_made(models: Callable[..., list[str]], s
     recipe = asked(models(first=(1, 0), second=(0, 1), both=(0.6, 0.95)), select)
     report = cook(recipe, "soup").report
     assert report.selected == ("local:both",)
+    assert set(report.best.values()) == {"local:both"}, "the best of those that keep the guard"
+    assert (report.copy_of, report.comparisons) == ("local:both", {}), "nothing is compared with itself"
     assert [report.scores["soup"][title].value for title in report.validation] == pytest.approx([0.6, 0.95])
     (note,) = [note for note in report.notes if "at_least" in note]
     assert note == (
@@ -91,6 +93,17 @@ def test_a_choice_that_breaks_it_is_not_made(models: Callable[..., list[str]], s
     if isinstance(select, dict):
         assert max(point.score for point in report.curve) < 1, "scores, and not the ranks of what breaks the guard"
         assert min(point.score for point in report.curve) > 0
+
+
+def test_a_copy_of_one_model_is_told_and_not_proposed_to_be_pushed(models: Callable[..., list[str]], cli: Cli) -> None:
+    folders = models(first=(1, 0), second=(0, 1))
+    command = ["--select", "greedy", "--validation", "guarded:one", "--allow", "identical", "-o"]
+    done = cli("cook", *folders, *command, "one")
+    assert "The selection kept one model, local:first: the soup is a copy of it." in done.out
+    assert "Next: " not in done.out
+    assert "soup against" not in done.out
+    done = cli("cook", *folders, "-o", "two", "--allow", "identical")
+    assert "Next: hf-soup push" in done.out
 
 
 def test_values_of_a_method_are_guarded_too(models: Callable[..., list[str]]) -> None:
@@ -140,7 +153,7 @@ def test_many_looks_gain_something_by_chance(models: Callable[..., list[str]]) -
     assert (comparison.candidates, comparison.significant) == (3, True)
     assert 0 < comparison.chance < 0.2
     assert comparison.chance_p < 0.05
-    assert comparison.sentence.endswith("by chance alone (p < 0.001)")
+    assert comparison.sentence.endswith("by chance (p < 0.001)")
     report = cook(asked(folders, "uniform", validation={"function": "guarded:worth"}), "uniform").report
     assert report.comparisons["guarded:worth"].candidates is None, "nothing was compared"
 

@@ -12,7 +12,7 @@ import pytest
 import stand_ins
 import torch
 from drawn_data import card
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file, save
 from stand_ins import BERT, CLIP, VIT, Tensors, as_json, bot_pull_request, publish, weights
 from starlette.responses import JSONResponse
@@ -93,6 +93,16 @@ def test_one_base_under_its_old_and_its_new_name(put: Put) -> None:
 def test_a_base_that_the_user_names_by_its_old_name(put: Put) -> None:
     lineage = check([put("a", 1, base=None), put("b", 2, base=BERT)], base="bert-base-uncased")
     assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), (BERT, "recipe"))
+
+
+def test_a_base_in_a_folder_is_the_one_on_the_hub_that_the_cards_name(put: Put, tmp_path: Path) -> None:
+    """By its weights; another one is said to be another."""
+    folder = snapshot_download(BERT, local_dir=tmp_path / "bert")
+    models = [put("a", 1), put("b", 2)]
+    lineage = check(models, base=folder)
+    assert (lineage.verdict, codes(lineage), ancestor(lineage)) == ("proven", set(), ("local:bert", "recipe"))
+    other = put("other", 9, base=None)
+    assert codes(check(models, base=snapshot_download(other, local_dir=tmp_path / "other"))) == {"base-contradicted"}
 
 
 def strange(put: Put, bert: tuple[dict[str, Any], Tensors], name: str) -> str:

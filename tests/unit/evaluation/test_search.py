@@ -367,7 +367,7 @@ def test_a_loss_that_the_weights_of_the_data_outweigh_is_no_reason_to_leave_the_
     """What is advised follows the score that was selected by; the loss is said all the same."""
     worse = comparison_of("accuracy", -0.2, -0.3, -0.1, 0.001, 100)
     for soup, advice in (
-        (0.9, "In the mean of all validation data, by their weights, it is not."),
+        (0.9, "Its weighted mean over all validation data is not lower."),
         (0.7, "Use that one"),
     ):
         scores = {"soup": soup, "one": 0.8}
