@@ -41,7 +41,7 @@ def build_model(
     Args:
         config: Its ``config.json``. No code that it names is run.
         tensors: Disk name → tensor.
-        task: ``image-classification`` or ``text-classification``; None for a model of the class that its config names.
+        task: That it is scored by, as a recipe names it; None for a model of the class that its config names.
         dtype: Of the model's parameters.
 
     Returns:

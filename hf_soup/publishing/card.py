@@ -197,6 +197,7 @@ def _environment() -> Environment:
     environment.filters["md"] = escape
     environment.filters["setting"] = lambda value: escape(setting(value))
     environment.filters["address"] = _address
+    environment.filters["without_advice"] = _without_advice
     environment.filters["licence"] = lambda leaf: escape(stated_license(leaf.card) or "not stated")
     return environment
 
@@ -208,6 +209,16 @@ def _loaded(base: Checkpoint, config: Mapping[str, Any]) -> str:
     if outputs is not None and outputs != num_labels(base.config):
         named += [f"num_labels={outputs}", "ignore_mismatched_sizes=True"]
     return ", ".join(named)
+
+
+def _without_advice(message: str) -> str:
+    """A finding without the sentences that tell what to type at a terminal.
+
+    >>> _without_advice("The base is unknown. Name it with --base.")
+    'The base is unknown.'
+    """
+    sentences = re.split(r"(?<=[.!?]) (?=[^a-z])", message)
+    return " ".join(each for each in sentences if not re.search(r"--\w|hf-soup \w", each)) or message
 
 
 def _address(checkpoint: Checkpoint) -> str:
@@ -240,8 +251,14 @@ def difference(report: SoupReport) -> str:
         raise PublishError(said, hint="Cook the update again.") from None
 
 
-def with_fields(card: str, fields: Mapping[str, Any]) -> str:
-    """A card with some fields of its front matter replaced, or taken out where they are None.
+def with_fields(card: str, fields: Mapping[str, Any], title: str, name: str) -> str:
+    """A card with some fields of its front matter replaced, or taken out where they are None, and under another name.
+
+    Args:
+        card: Of a soup's folder.
+        fields: That are replaced.
+        title: That the card has, where nobody wrote another: the folder's name.
+        name: In its place, and the one in ``model-index``.
 
     Raises:
         PublishError: Somebody edited the front matter, and it is no longer YAML.
@@ -250,11 +267,14 @@ def with_fields(card: str, fields: Mapping[str, Any]) -> str:
     try:
         matter = yaml.safe_load(found[1]) if found else {}
         merged = {**(matter or {}), **fields}
+        merged["model-index"] = [{**entry, "name": name} for entry in merged.get("model-index") or ()] or None
     except (yaml.YAMLError, TypeError):
         said = "The front matter of README.md is not a YAML mapping."
         raise PublishError(said, hint="Mend it, or cook again.") from None
-    body = card[found.end() :] if found else card
-    return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body.lstrip("\n"))
+    body = (card[found.end() :] if found else card).lstrip("\n")
+    if body.startswith(f"# {escape(title)}\n"):
+        body = f"# {escape(name)}\n{body.partition(chr(10))[2]}"
+    return _with_front_matter({key: value for key, value in merged.items() if value is not None}, body)
 
 
 def _with_front_matter(fields: Mapping[str, Any], body: str) -> str:

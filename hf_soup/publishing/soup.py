@@ -185,7 +185,8 @@ class Soup:
             card = (self.folder / "README.md").read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise PublishError(f"'{self.folder}': README.md is not text.", hint="Mend it, or cook again.") from None
-        card = with_fields(card, fields).replace("THIS_REPO", target.repo)
+        name = target.repo.rpartition("/")[2]
+        card = with_fields(card, fields, self.folder.resolve().name, name).replace("THIS_REPO", target.repo)
         digest = digest_of_folder(self.folder)
         if digest != self.digest:
             raise PublishError(

@@ -35,7 +35,7 @@ class TaskTests:
     """
 
     #: Its name.
-    task: ClassVar[str]
+    task: ClassVar[str] = ""
     #: Rows of a table, four or more, of which not all are alike.
     rows: ClassVar[Sequence[Mapping[str, Any]]]
     #: Keys of a recipe beside ``task`` and ``dataset``, such as a metric.
@@ -56,6 +56,7 @@ class TaskTests:
     @classmethod
     def prepared(cls, folder: Path, place: Path, rows: Sequence[Mapping[str, Any]], **keys: Any) -> EvalDataset:
         """Rows as a cook prepares them."""
+        assert cls.task, 'The class names no task: write `task = "name"` into it.'
         (place / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
         asked = {"task": cls.task, "dataset": str(place / "rows.jsonl"), **cls.keys, **keys}
         config = json.loads((folder / "config.json").read_text())

@@ -283,8 +283,8 @@ def test_no_path_of_this_machine_is_pushed(
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert cli("cook", "recipe.yaml", "-o", "soup").code == 0
-    assert cli("push", "soup", "acme/soup").code == 0
-    pushed = Path(api.snapshot_download("acme/soup", cache_dir=tmp_path / "cache"))
+    assert cli("push", "soup", "acme/mine").code == 0
+    pushed = Path(api.snapshot_download("acme/mine", cache_dir=tmp_path / "cache"))
     files = [path for path in pushed.rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"README.md", "soup.yaml", "soup.json", "config.json", "scores.png"}
     for path in files:
@@ -297,6 +297,8 @@ def test_no_path_of_this_machine_is_pushed(
     (score,) = resolved.validation
     assert score.dataset == "local:rows.csv"
     card = (pushed / "README.md").read_text()
+    assert "\n# mine\n" in card
+    assert "--base" not in card, "what to type is for the one who cooked"
     assert "local:a, local:b were folders on the cook's machine: put their paths there first." in card
     assert "local:rows.csv, local:report.csv were files on the cook's machine: put their paths in the place" in card
     assert "base_model" not in front_matter(card)

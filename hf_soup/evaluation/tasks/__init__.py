@@ -22,9 +22,11 @@ _BUILT_IN = {
 
 @cache
 def task_named(name: str) -> type[Task]:
-    """The class of a task; a new one is a file here, and its name above and in `hf_soup.recipe.TASKS`.
+    """The class of a task: of one that is built in (a file here, named above and in `TASKS` of
+    `hf_soup.recipe.schema`), or that an installed package offers.
 
     Raises:
+        KeyError: There is no such task; recipes refuse its name before.
         RecipeError: It is that of another package, which cannot be imported or offers something else.
     """
     from hf_soup.evaluation.tasks.task import Task

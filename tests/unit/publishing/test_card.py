@@ -401,13 +401,21 @@ def test_front_matter_is_changed_and_the_page_is_not() -> None:
     """Dashes inside it, and in the page, are not its end."""
     body = "# Soup\n\n---\n\n| a |\n---\nmore\n"
     card = f"---\nlicense: other\nlicense_name: 'x\n\n  ---\n\n  y'\ntags:\n- a---\n---\n\n{body}"
-    changed = with_fields(card, {"license": "mit", "license_name": None, "language": ["de"]})
+    changed = with_fields(card, {"license": "mit", "license_name": None, "language": ["de"]}, "soup", "mine")
     assert changed == f"---\nlicense: mit\ntags:\n- a---\nlanguage:\n- de\n---\n\n{body}"
-    assert with_fields("# Mine\n", {"license": "mit"}) == "---\nlicense: mit\n---\n\n# Mine\n"
-    assert yaml.safe_load(with_fields(card, {}).split("\n---\n")[0][4:])["license_name"] == "x\n---\ny"
+    assert with_fields("# Mine\n", {"license": "mit"}, "soup", "other") == "---\nlicense: mit\n---\n\n# Mine\n"
+    assert yaml.safe_load(with_fields(card, {}, "soup", "mine").split("\n---\n")[0][4:])["license_name"] == "x\n---\ny"
+
+
+def test_a_card_is_pushed_under_the_name_of_its_repo() -> None:
+    """Title and `model-index`; a title that somebody wrote stays."""
+    matter = "model-index:\n- name: my_soup\n  results: []\n"
+    for title, pushed in (("my\\_soup", "digits-soup"), ("Soup of the day", "Soup of the day")):
+        changed = with_fields(f"---\n{matter}---\n\n# {title}\n\nA soup.\n", {}, "my_soup", "digits-soup")
+        assert changed == f"---\n{matter.replace('my_soup', 'digits-soup')}---\n\n# {pushed}\n\nA soup.\n"
 
 
 @pytest.mark.parametrize("matter", ["[", "- a", "just text", "a: b: c"])
 def test_front_matter_that_is_none_is_said(matter: str) -> None:
     with pytest.raises(PublishError, match="not a YAML mapping"):
-        with_fields(f"---\n{matter}\n---\n# Soup\n", {"license": "mit"})
+        with_fields(f"---\n{matter}\n---\n# Soup\n", {"license": "mit"}, "soup", "mine")
