@@ -92,14 +92,13 @@ def line_of(text: str, place: Sequence[int | str]) -> int:
     """
     node, line = yaml.compose(text, Loader=_Loader), 0
     for part in place:
-        inner: dict[Any, Any] = {}
-        if isinstance(node, yaml.MappingNode):
-            inner = {key.value: (key, value) for key, value in node.value}
-        elif isinstance(node, yaml.SequenceNode):
-            inner = {number: (value, value) for number, value in enumerate(node.value)}
+        pairs: Any = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.SequenceNode):
+            pairs = enumerate(pairs)
+        inner = {getattr(at, "value", at): (at, each) for at, each in pairs}
         if part in inner:
             written, node = inner[part]
-            line = written.start_mark.line + 1
+            line = (node if isinstance(written, int) else written).start_mark.line + 1
     return line
 
 

@@ -191,8 +191,9 @@ def _story(shell: Shell, folder: Path, suffix: str, zoo: Zoo) -> None:
         table["probability ensemble"] = greedy["scores"]["ensemble"]
     titles, comparisons = [scoring.title for scoring in recipe.test], greedy["comparisons"]
     _show("\n" + _render(table, titles))
-    _show("* best on the validation data, on which the soup was chosen too. The greedy soup against it:\n")
-    for title in titles:
+    against = "The greedy soup against it:" if comparisons else "The greedy soup is a copy of it."
+    _show(f"* best on the validation data, on which the soup was chosen too. {against}\n")
+    for title in filter(comparisons.__contains__, titles):
         _show(f"{title}: {comparisons[title]}")
     _show(_FAREWELL.format(remark=zoo.remark, root=shlex.quote(str(folder.parent / "hub"))))
 

@@ -142,7 +142,7 @@ class BatchStatistics:
             for norm in norms:
                 norm.reset_running_stats()
             with torch.no_grad():
-                another(**self.inputs.batch(rows, self._device))
+                another(**self.inputs.inputs.batch(rows, self._device))
             return [_now(norm) for norm in norms]
 
         sums: dict[str, list[Tensor]] = {}

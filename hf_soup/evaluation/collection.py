@@ -212,13 +212,13 @@ class _Pass:
         total = {name: torch.zeros(each.shape) for name, each in every.items()}
 
         def slopes(row: Ints) -> list[Tensor | None]:
-            logs = self._inputs.log_probabilities(model(**self._inputs.batch(row, self._device)), row)
+            logs = self._inputs.inputs.log_probabilities(model(**self._inputs.inputs.batch(row, self._device)), row)
             labels = _drawn(logs.detach().cpu(), self._inputs.uniform(int(row[0]), self._seed))
             likelihood = logs.gather(-1, labels.to(logs.device)).sum()
             return list(torch.autograd.grad(likelihood, list(every.values()), allow_unused=True))
 
         # The logits, their logarithms, and the gradients by both.
-        beside = 4 * self._inputs.logit_bytes(rows)
+        beside = 4 * self._inputs.inputs.logit_bytes(rows)
         workers = workers_for(beside + sum(4 * each.numel() for each in every.values()))
         for found in each_alone(slopes, [row.reshape(1) for row in rows], workers, self._device):
             for name, slope in zip(every, found, strict=True):
@@ -247,7 +247,7 @@ class _Pass:
         def inputs_of(batch: Ints) -> dict[str, tuple[Tensor, int]]:
             mine.found = {}
             with torch.no_grad():
-                model(**self._inputs.batch(batch, self._device))
+                model(**self._inputs.inputs.batch(batch, self._device))
             result: dict[str, tuple[Tensor, int]] = mine.found
             del mine.found
             return result
@@ -258,7 +258,7 @@ class _Pass:
         hooks = [module.register_forward_pre_hook(hook(name)) for name, (module, _) in linear.items()]
         try:
             batches = self._inputs.alike(rows)
-            most = max((len(batch) * self._inputs.logit_bytes(batch) for batch in batches), default=0)
+            most = max((len(batch) * self._inputs.inputs.logit_bytes(batch) for batch in batches), default=0)
             workers = workers_for(most + sum(4 * width**2 for _, width in linear.values()))
             for batch, found in zip(batches, each_alone(inputs_of, batches, workers, self._device), strict=True):
                 for name, (each, count) in found.items():

@@ -330,13 +330,14 @@ class CalibrationDataset:
         n: Rows.
         notes: Warnings.
         fingerprint: The sha256 of what decides which inputs a model sees.
+        inputs: The rows, preprocessed.
     """
 
     data: CalibrationData
     n: int
     notes: tuple[str, ...]
     fingerprint: str
-    _inputs: Inputs = field(repr=False)
+    inputs: Inputs = field(repr=False)
 
     def drawn(self, count: int, seed: int) -> Ints:
         """So many rows at random, all where there are fewer, in their order: a split may be sorted by label."""
@@ -351,34 +352,22 @@ class CalibrationDataset:
 
     def alike(self, rows: Ints) -> list[Ints]:
         """Rows in batches of inputs of one size, so that nothing is padded: long ones first, those of one as given."""
-        sizes, batches = self._inputs.sizes[rows], []
+        sizes, batches = self.inputs.sizes[rows], []
         for size in np.unique(sizes)[::-1]:
-            batches += self._inputs.batches(rows[sizes == size], self.data.batch_size)
+            batches += self.inputs.batches(rows[sizes == size], self.data.batch_size)
         return batches
 
     def padded(self, rows: Ints) -> list[Ints]:
         """Rows in batches in their order, to be padded; of one size each where the tokenizer cannot pad."""
-        return self._inputs.batches(rows, self.data.batch_size) if self._inputs.can_pad else self.alike(rows)
-
-    def batch(self, rows: Ints, device: str = "cpu") -> dict[str, Any]:
-        """The model's keyword arguments for some rows, in their order."""
-        return self._inputs.batch(rows, device)
+        return self.inputs.batches(rows, self.data.batch_size) if self.inputs.can_pad else self.alike(rows)
 
     def answers(self, rows: Ints) -> int:
         """How many answers a model gives to some rows: one to each, or one after each token of a text."""
-        return int(self._inputs.answers[rows].sum())
-
-    def logit_bytes(self, rows: Ints) -> int:
-        """What a model's answers to one of some rows take in float32."""
-        return self._inputs.logit_bytes(rows)
-
-    def log_probabilities(self, given: Any, rows: Ints) -> Tensor:
-        """``(answers, classes)``: what a model says to some rows, from its output for `batch`."""
-        return self._inputs.log_probabilities(given, rows)
+        return int(self.inputs.answers[rows].sum())
 
     def uniform(self, row: int, seed: int) -> Tensor:
         """``(answers,)``: a number in [0, 1) for each answer to a row, to draw a class by."""
         from hf_soup.merging import uniform  # late, as it takes torch
 
-        counts = self._inputs.answers
+        counts = self.inputs.answers
         return uniform(seed, "labels", 0, int(counts[:row].sum()), int(counts[row]))

@@ -103,9 +103,9 @@ class EntropyLoss(MergedModelGradient):
         """The sum of the entropies of each batch."""
         self._set(self._spread(coefficients))
         for places in self._inputs.padded(rows):
-            batch = self._inputs.batch(places, self._device)
+            batch = self._inputs.inputs.batch(places, self._device)
             try:
-                logs = self._inputs.log_probabilities(self._model(**batch), places)
+                logs = self._inputs.inputs.log_probabilities(self._model(**batch), places)
                 yield -(logs.exp() * logs).sum().cpu()
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 shapes = {name: tuple(value.shape) for name, value in batch.items()}

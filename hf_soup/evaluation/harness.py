@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hf_soup._util.text import first_line, near
+from hf_soup._util.users_code import users_code
 from hf_soup._util.version import version
-from hf_soup.checkpoint import panics_as_errors
 from hf_soup.errors import ScoringError
 from hf_soup.evaluation.batch_limit import BatchLimit
 from hf_soup.evaluation.chat_template import rendered
@@ -55,8 +55,6 @@ _SHARES = re.compile(r"acc(_\w+)?|exact_match|em|f1|pass@\d+")
 
 #: What a task's settings say of where its rows are; the rows themselves are hashed.
 _PLACES = {"metadata", "dataset_path", "dataset_name", "dataset_kwargs"}
-#: Tokens of prompts that are remembered, four bytes each.
-_REMEMBERED = 1 << 26
 
 
 class Request(NamedTuple):
@@ -65,26 +63,6 @@ class Request(NamedTuple):
     kind: str
     arguments: tuple[Any, ...]
     row: int
-
-
-class EncodedTexts:
-    """The token numbers of texts, which are the same for every model: of as many as there is room for."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[bytes, NDArray[np.int32]] = {}
-        self._room = _REMEMBERED
-
-    def of(self, text: str, how: object, encode: Callable[[], list[int]]) -> list[int]:
-        """Those of a text, which are made where they are not known."""
-        key = hashlib.blake2b(repr((how, text)).encode(), digest_size=16).digest()
-        if key in self._tokens:
-            known: list[int] = self._tokens[key].tolist()
-            return known
-        tokens = encode()
-        if len(tokens) <= self._room:
-            self._tokens[key] = np.array(tokens, dtype=np.int32)
-            self._room -= len(tokens)
-        return tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,10 +91,9 @@ class HarnessDataset(EvalDataset):
     tokenizer: Any = field(repr=False)
     generation: Mapping[str, Any] = field(repr=False)
     tasks: Sequence[Any] = field(repr=False, default=())
-    _encoded: EncodedTexts = field(default_factory=EncodedTexts, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "tasks": (), "_encoded": EncodedTexts()}  # the others only run models
+        return {**vars(self), "tasks": ()}  # the others only run models
 
     @property
     def share(self) -> bool:
@@ -208,7 +185,7 @@ class HarnessDataset(EvalDataset):
         size = min(self.scoring.batch_size, limit.most or self.scoring.batch_size)
         try:
             with _quiet():
-                asked = _model_class()(model, self.tokenizer, size, self._encoded, progress)
+                asked = _model_class()(model, self.tokenizer, size, progress)
                 for kind in dict.fromkeys(request.kind for request in requests):
                     places = [place for place, request in enumerate(requests) if request.kind == kind]
                     instances = [Instance(kind, {}, requests[place].arguments, 0) for place in places]
@@ -234,15 +211,12 @@ class HarnessDataset(EvalDataset):
         given = iter(answers[start:])
         for instance in task.instances:
             instance.resps, instance.filtered_resps = list(islice(given, instance.repeats)), {}
-        try:
-            with _quiet():
-                task.apply_filters()
-                values = []
-                for instances in _by_row(task.instances):
-                    results = [instance.filtered_resps[chosen] for instance in instances]
-                    values.append(task.process_results(instances[0].doc, results)[metric])
-        except Exception as error:  # whatever a task's own code raises
-            raise ScoringError(f"The task '{self.name}' fails on a model's answers: {first_line(error)}") from error
+        with users_code(f"The task '{self.name}' fails on a model's answers"), _quiet():
+            task.apply_filters()
+            values = []
+            for instances in _by_row(task.instances):
+                results = [instance.filtered_resps[chosen] for instance in instances]
+                values.append(task.process_results(instances[0].doc, results)[metric])
         for number, value in enumerate(values):
             plain = value if isinstance(value, tuple | list) else (value,)
             if not plain or not all(isinstance(each, int | float | np.number) for each in plain):
@@ -271,12 +245,8 @@ class HarnessDataset(EvalDataset):
             drawn = (
                 [each for each, count in zip(items, draw, strict=True) for _ in range(count)] for draw in rows[:, own]
             )
-            try:
+            with users_code(f"The metric '{name}' of '{self.name}' fails", hint="Name another `metric`."):
                 found.append(np.array([float(made(each)) if each else 0.0 for each in drawn]))
-            except Exception as error:  # whatever a metric says of values
-                raise ScoringError(
-                    f"The metric '{name}' of '{self.name}' fails: {first_line(error)}", hint="Name another `metric`."
-                ) from error
         weights = np.array([share > 0 for share in shares] if self.equally else shares, dtype=float)
         return np.asarray((weights * np.array(found)).sum(axis=0) / weights.sum(axis=0))
 
@@ -371,7 +341,7 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
                 f"{len(docs) - len(kept):,} of {len(docs):,} rows equal a test row in content and were dropped"
             )
         digests |= set(docs)
-        try:
+        with users_code(f"The task '{scoring.name}' cannot make its prompts"):
             task.build_all_requests(
                 limit=None if len(kept) < len(docs) else scoring.limit,
                 samples=kept if len(kept) < len(docs) else None,
@@ -385,8 +355,6 @@ def _loaded(scoring: HarnessScoring, tokenizer: Any, barred: Collection[bytes]) 
                     continue_final_message=not add_generation_prompt,
                 ),
             )
-        except Exception as error:  # whatever a task's own code raises
-            raise ScoringError(f"The task '{scoring.name}' cannot make its prompts: {first_line(error)}") from error
         for instances in _by_row(task.instances):
             row = len(task_of)
             counted.append(instances[0].doc)
@@ -443,19 +411,9 @@ def _tasks(scoring: HarnessScoring) -> tuple[list[Any], bool]:
                 )
     else:
         manager = own
-    try:
-        with panics_as_errors(), _python_of_task_files(allowed=scoring.trust_remote_code):
-            loaded = manager.load([entry])
-    except _PythonError as error:
-        raise ScoringError(
-            f"The task '{scoring.name}' runs Python: {error}.",
-            hint="Read it; then say `trust_remote_code: true` beside its name.",
-        ) from None
-    except Exception as error:  # of the harness, of datasets, of a task's own code: no common class
-        raise ScoringError(
-            f"The task '{scoring.name}' cannot be loaded: {first_line(error)}",
-            hint="Is its data set there, and are its settings those of the harness?",
-        ) from error
+    hint = "Is its data set there, and are its settings those of the harness?"
+    with users_code(f"The task '{scoring.name}' cannot be loaded", hint=hint), _python_of_task_files(scoring):
+        loaded = manager.load([entry])
     tasks = list(loaded["tasks"].values())
     for task in tasks:
         if getattr(task, "UNSAFE_CODE", False) and not scoring.trust_remote_code:
@@ -499,13 +457,9 @@ def _built_in(name: str) -> Path | None:
     return None
 
 
-class _PythonError(Exception):
-    """A task file names a function that nobody allowed to run."""
-
-
 @contextlib.contextmanager
-def _python_of_task_files(*, allowed: bool) -> Iterator[None]:
-    """Refuse Python that task files outside of the harness name, however they do: through groups, tags, includes.
+def _python_of_task_files(scoring: HarnessScoring) -> Iterator[None]:
+    """Refuse Python that task files outside of the harness name and nobody allowed: through groups, tags, includes.
 
     What the harness imports it imports here, so nothing is read out of the text of files.
     """
@@ -514,8 +468,11 @@ def _python_of_task_files(*, allowed: bool) -> Iterator[None]:
     imports, home = loader._import_func_in_yml, Path(str(loader.__file__)).parent
 
     def guarded(qualified: str, folder: Path) -> Any:
-        if not allowed and not folder.resolve().is_relative_to(home.resolve()):
-            raise _PythonError(f"'{qualified}' of a task file in '{folder.name}'")
+        if not scoring.trust_remote_code and not folder.resolve().is_relative_to(home.resolve()):
+            raise ScoringError(
+                f"The task '{scoring.name}' runs Python: '{qualified}' of a task file in '{folder.name}'.",
+                hint="Read it; then say `trust_remote_code: true` beside its name.",
+            )
         return imports(qualified, folder)
 
     loader._import_func_in_yml = guarded
@@ -572,30 +529,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _model_class() -> Any:
-    """The harness's class of models, which remembers what texts are encoded to. Late, as it takes the extra."""
+    """The harness's class of models, which tells its progress. Late, as it takes the extra."""
     from lm_eval.models.huggingface import HFLM
 
     class InMemory(HFLM):  # type: ignore[misc]
-        """A model in memory; whose weights may have changed since the last time."""
+        """A model in memory."""
 
-        def __init__(
-            self,
-            model: Any,
-            tokenizer: Any,
-            batch_size: int,
-            encoded: EncodedTexts,
-            progress: Callable[[int], object],
-        ) -> None:
+        def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Callable[[int], object]) -> None:
             super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
-            self._remembered, self._progress = encoded, progress
-
-        def tok_encode(self, string: Any, *arguments: Any, **options: Any) -> Any:
-            """The tokens of a text, made once for all models."""
-            if not isinstance(string, str):
-                return super().tok_encode(string, *arguments, **options)
-            encode = super().tok_encode
-            how = arguments, sorted(options.items())
-            return self._remembered.of(string, how, lambda: encode(string, *arguments, **options))
+            self._progress = progress
 
         def _model_call(self, inps: Any, *arguments: Any, **options: Any) -> Any:
             self._progress(len(inps))

@@ -320,7 +320,7 @@ def test_what_would_be_done_is_said(cli: Cli, recipe: Callable[..., Path]) -> No
     plain = cli("cook", recipe("uniform", calibration=None), "--dry-run", "-o", "soup")
     assert (plain.code, "collect " in plain.out) == (0, False)
     assert "warning: [batch-norm] The model has 6 layers of batch normalisation, such as 'resnet." in plain.err
-    assert "Add `calibration: {task: …, dataset: …, split: train}` to the recipe" in plain.err
+    assert "docs/lineage.md#batch-norm" in plain.err
 
 
 def test_barriers_are_measured_with_them(cli: Cli, recipe: Callable[..., Path], resnets: Path) -> None:

@@ -113,7 +113,7 @@ def expected(folder: Path, family: Path) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def test_greedy_by_the_rows_of_a_function(cli: Cli, own: Any, family: Path, tmp_path: Path) -> None:
-    """From the command line: the values are those of transformers, and they come with an interval and a paired test."""
+    """From the command line: the values are those of transformers, and they come with an interval."""
     models = [family / name for name in "abc"]
     done = cli("cook", *models, "-o", "soup", "--select", "greedy", "--validation", "my_eval:rows", "--quiet")
     assert done.code == 0, done.err
@@ -126,13 +126,9 @@ def test_greedy_by_the_rows_of_a_function(cli: Cli, own: Any, family: Path, tmp_
         assert scores[name].low < scores[name].value < scores[name].high
         assert (scores[name].n, scores[name].share) == (len(values), False)
     best = max("abc", key=lambda name: scores[f"local:{name}"].value)
-    comparison = soup.report.comparisons["my_eval:rows"]
-    assert comparison.against == f"local:{best}"
-    difference = expected(tmp_path / "soup", family) - expected(family / best, family)
-    assert comparison.difference == pytest.approx(difference.mean(), abs=1e-6)
-    assert comparison.low <= comparison.difference <= comparison.high
     assert soup.report.trace[0].ingredients == (f"local:{best}",)
-    assert f"my_eval:rows: soup against local:{best}: " in done.out
+    assert f"The selection kept one model, local:{best}: the soup is a copy of it." in done.out
+    assert soup.report.comparisons == {}, "a copy is not compared with what it is a copy of"
     assert f"{scores['soup'].value:.4g} ({scores['soup'].low:.4g} to {scores['soup'].high:.4g})" in done.out
     card = (tmp_path / "soup" / "README.md").read_text()
     assert f"| **this soup** | {scores['soup'].text} |" in card
@@ -141,6 +137,19 @@ def test_greedy_by_the_rows_of_a_function(cli: Cli, own: Any, family: Path, tmp_
     assert not own().CALLS[0][0].training
     assert len(own().CALLS) == 3 + 2 + 1, "each ingredient, each candidate and the soup that was written are asked once"
     assert len({id(model) for model, _ in own().CALLS[:5]}) == 1, "one model, whose weights change in place"
+
+
+def test_soup_and_best_ingredient_are_compared_row_by_row(cli: Cli, own: Any, family: Path, tmp_path: Path) -> None:
+    models = [family / name for name in "abc"]
+    done = cli("cook", *models, "-o", "soup", "--select", "uniform", "--validation", "my_eval:rows", "--quiet")
+    assert done.code == 0, done.err
+    best = max("abc", key=lambda name: expected(family / name, family).mean())
+    comparison = Soup.open(tmp_path / "soup").report.comparisons["my_eval:rows"]
+    assert comparison.against == f"local:{best}"
+    difference = expected(tmp_path / "soup", family) - expected(family / best, family)
+    assert comparison.difference == pytest.approx(difference.mean(), abs=1e-6)
+    assert comparison.low <= comparison.difference <= comparison.high
+    assert f"my_eval:rows: soup against local:{best}: " in done.out
 
 
 def test_its_recipe_names_the_function_and_does_not_call_it(cli: Cli, own: Any, family: Path, tmp_path: Path) -> None:
@@ -165,12 +174,13 @@ def test_its_recipe_names_the_function_and_does_not_call_it(cli: Cli, own: Any, 
 
 def test_one_number_has_no_interval_and_claims_nothing(cli: Cli, own: Any, family: Path, tmp_path: Path) -> None:
     models = [family / name for name in "ab"]
-    done = cli("cook", *models, "-o", "soup", "--select", "best", "--validation", "my_eval:mean", "--quiet", "--json")
+    done = cli(
+        "cook", *models, "-o", "soup", "--select", "uniform", "--validation", "my_eval:mean", "--quiet", "--json"
+    )
     assert done.code == 0, done.err
     score = done.json["scores"]["soup"]["my_eval:mean"]
-    best = max("ab", key=lambda name: expected(family / name, family).mean())
     assert score == {
-        "metric": "mean", "value": pytest.approx(expected(family / best, family).mean(), abs=1e-6),
+        "metric": "mean", "value": pytest.approx(expected(tmp_path / "soup", family).mean(), abs=1e-6),
         "low": None, "high": None, "n": None, "share": False, "less_is_better": False,
     }  # fmt: skip
     assert "a number without rows tells nothing of luck" in done.json["comparisons"]["my_eval:mean"]
@@ -194,7 +204,8 @@ def test_a_function_beside_data(cli: Cli, own: Any, family: Path, tmp_path: Path
     assert set(report.scores["ensemble"]) == {"rows.csv accuracy", "report.csv accuracy"}
     assert report.greedy_ensemble == ()
     assert set(report.diversity) == {"rows.csv accuracy", "report.csv accuracy"}
-    assert set(report.comparisons) == {"rows.csv accuracy", "log-probability", "report.csv accuracy"}
+    uniform = cook(Recipe(**{**recipe.to_dict(), "select": "uniform"}), "uniform").report
+    assert set(uniform.comparisons) == {"rows.csv accuracy", "log-probability", "report.csv accuracy"}
     assert [each.title for each in report.test] == ["report.csv accuracy"]
     assert any("log-probability: its rows are the function's own" in note for note in report.notes)
     assert "With 95 % intervals where rows have values" in Path("soup/README.md").read_text()

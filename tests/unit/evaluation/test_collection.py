@@ -91,7 +91,7 @@ class Kitchen:
 
     def rows(self) -> list[tuple[int, dict[str, Tensor]]]:
         """Each drawn row by itself."""
-        return [(int(row), self.inputs.batch(np.array([row]))) for row in self.inputs.drawn(ROWS, 5)]
+        return [(int(row), self.inputs.inputs.batch(np.array([row]))) for row in self.inputs.drawn(ROWS, 5)]
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def squares(kitchen: Kitchen, source: int) -> dict[str, Tensor]:
     inside = {name: each.detach() for name, each in model.named_parameters()}
     places = range(kitchen.inputs.n)
     counts = (
-        [kitchen.inputs.batch(np.array([row]))["input_ids"].numel() for row in places]
+        [kitchen.inputs.inputs.batch(np.array([row]))["input_ids"].numel() for row in places]
         if kitchen.task == "causal-lm"
         else [1] * len(places)
     )
@@ -368,8 +368,8 @@ def test_rows_are_drawn_and_batches_have_no_padding(tmp_path: Path, family: Path
     assert inputs.drawn(1000, 1).tolist() == list(range(inputs.n))
     batches = inputs.alike(inputs.drawn(1000, 1))
     assert sorted(row for batch in batches for row in batch.tolist()) == list(range(inputs.n))
-    assert all(len(batch) <= 5 and inputs.batch(batch)["attention_mask"].all() for batch in batches)
+    assert all(len(batch) <= 5 and inputs.inputs.batch(batch)["attention_mask"].all() for batch in batches)
     assert max(map(len, batches)) > 1
     # Without a token for padding, as GPT-2, some models refuse more than one row, padded or not.
-    inputs._inputs.tokenizer.pad_token = None
+    inputs.inputs.tokenizer.pad_token = None
     assert {len(batch) for batch in inputs.alike(inputs.drawn(1000, 1))} == {1}

@@ -212,7 +212,7 @@ def by_autograd(kitchen: Kitchen, loss: EntropyLoss, coefficients: Tensor) -> Te
         here = there[inside[name]].detach()
         torch.testing.assert_close(here, mixed, rtol=1e-6, atol=1e-7)
         made[inside[name]] = here + (mixed - mixed.detach())  # to the last bit where the other gradient is taken
-    batches = [kitchen.inputs.batch(np.array([row])) for row in range(kitchen.inputs.n)]
+    batches = [kitchen.inputs.inputs.batch(np.array([row])) for row in range(kitchen.inputs.n)]
     answers = [functional_call(model, made, kwargs=batch).logits[0] for batch in batches]
     logs = torch.cat([each.reshape(-1, each.shape[-1]) for each in answers]).log_softmax(-1)
     return -(logs.exp() * logs).sum(-1).mean()
